@@ -1,0 +1,227 @@
+//! The threads of one configuration: wired together, started together, stopped together.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use std::{fmt, io, thread};
+
+use super::bell::{Bell, Handle};
+use super::setup::{self, Process};
+use crate::config::Config;
+use crate::exit;
+use crate::outbox::{Outbox, Report};
+use crate::shell::board::Board;
+use crate::shell::disk::RealDisk;
+use crate::shell::local::Local;
+use crate::shell::outbox as keeper;
+use crate::shell::port::{ForLocal, ForOutbox, ForUplink, Port};
+use crate::shell::uplink::{Exit, Uplink};
+use crate::shell::{clock, entropy};
+
+/// Enough for the deepest of them, TLS included, with much to spare.
+const STACK_BYTES: usize = 256 << 10;
+/// How long the local thread may wait for answers to what it took.
+const ANSWERS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Outbox,
+    Uplink,
+    Local,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Outbox => "outbox",
+            Self::Uplink => "uplink",
+            Self::Local => "local",
+        })
+    }
+}
+
+/// How a thread ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// It was told to, or it thinks so.
+    Left,
+    /// `attempts_max` is reached.
+    GaveUp,
+    /// An error that it cannot go on with.
+    Failed(io::Error),
+    /// A bug.
+    Panicked,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Left => f.write_str("left"),
+            Self::GaveUp => f.write_str("gave up"),
+            Self::Failed(error) => write!(f, "failed: {error}"),
+            Self::Panicked => f.write_str("panicked"),
+        }
+    }
+}
+
+/// Why a crew did not start.
+#[derive(Debug)]
+pub(super) enum StartError {
+    /// The local socket.
+    Socket(io::Error, PathBuf),
+    /// The uplink's poll, or a thread.
+    System(io::Error),
+    /// A thread of the crew before does not end.
+    Stuck,
+}
+
+impl StartError {
+    /// As sysexits(3) has it.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Socket(error, _) if error.kind() == io::ErrorKind::PermissionDenied => exit::PERMISSION,
+            Self::Socket(..) => exit::CANNOT_CREATE,
+            Self::System(_) => exit::SYSTEM,
+            Self::Stuck => exit::SOFTWARE,
+        }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(error, path) => write!(f, "cannot listen socket={} error={error}", path.display()),
+            Self::System(error) => write!(f, "cannot start error={error}"),
+            Self::Stuck => f.write_str("a thread does not end"),
+        }
+    }
+}
+
+/// The threads.
+pub(super) struct Crew {
+    number: u64,
+    inbox: Arc<Port<ForOutbox>>,
+    uplink: Arc<Port<ForUplink>>,
+    local: Arc<Port<ForLocal>>,
+    /// Set in each turn of the thread's loop. The outbox has none: flash that stalls is no reason to be shot.
+    uplink_lives: Arc<AtomicBool>,
+    local_lives: Arc<AtomicBool>,
+}
+
+impl Crew {
+    /// Starts all threads. `handle` rings when one of them ends.
+    pub fn start(config: &Config, device: &str, process: &Process, handle: &Handle) -> Result<Self, StartError> {
+        let inbox: Arc<Port<ForOutbox>> = Arc::default();
+        let board = Arc::new(setup::board(config));
+        let (uplink_lives, local_lives) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
+        let source = setup::source(config, device, process, &board);
+        let setup = setup::local(config, process, source, &inbox, &local_lives);
+        let local = Local::try_new(setup).map_err(|error| StartError::Socket(error, config.local.socket.clone()))?;
+        let setup = setup::uplink(config, device, process, &inbox, &uplink_lives, local.port());
+        let uplink = Uplink::try_new(setup).map_err(StartError::System)?;
+        let crew = Self {
+            number: handle.crew(),
+            inbox: Arc::clone(&inbox),
+            uplink: uplink.port(),
+            local: local.port(),
+            uplink_lives,
+            local_lives,
+        };
+        spawn(Role::Outbox, handle, crew.outbox_life(config, device, process, &board))?;
+        let uplink_life = move || match uplink.run(inbox, board) {
+            Exit::Stopped => End::Left,
+            Exit::GaveUp => End::GaveUp,
+        };
+        spawn(Role::Uplink, handle, uplink_life)?;
+        spawn(Role::Local, handle, move || local.run().map_or_else(End::Failed, |()| End::Left))?;
+        Ok(crew)
+    }
+
+    /// The outbox thread's life: opening may take a while, and whoever puts meanwhile waits for it.
+    fn outbox_life(
+        &self,
+        config: &Config,
+        device: &str,
+        process: &Process,
+        board: &Arc<Board>,
+    ) -> impl FnOnce() -> End + Send + 'static {
+        let dir = config.outbox.dir.clone();
+        let disk = RealDisk::new(&dir);
+        let keeper = keeper::Setup {
+            inbox: Arc::clone(&self.inbox),
+            uplink: Arc::clone(&self.uplink),
+            local: Arc::clone(&self.local),
+            board: Arc::clone(board),
+            sync_times: disk.sync_times(),
+        };
+        let config_outbox = setup::outbox(config, device, process);
+        let event = setup::event_hook(config, process, &self.inbox);
+        move || {
+            let (outbox, report) = Outbox::open(disk, &config_outbox, entropy::draw());
+            tell(&report, &dir, &*event);
+            keeper::run(outbox, keeper);
+            End::Left
+        }
+    }
+
+    /// True when every loop has turned since the last call, and makes it turn again.
+    pub fn lives(&self) -> bool {
+        let lives = self.uplink_lives.swap(false, Ordering::Relaxed) & self.local_lives.swap(false, Ordering::Relaxed);
+        self.uplink.give(|_| ());
+        self.local.give(|_| ());
+        lives
+    }
+
+    /// First no more comes in and what came in is answered, then it goes to flash, then the link is closed. False
+    /// when a thread has not ended by `timeout`; it is left behind.
+    pub fn stop(self, bell: &Bell, timeout: Duration) -> bool {
+        let deadline = clock::now() + timeout;
+        let wait = |role, timeout: Duration| {
+            let timeout = timeout.min(deadline.since(clock::now()));
+            bell.wait_for_end(self.number, role, timeout)
+        };
+        self.local.give(|cell| cell.stop = true);
+        if !wait(Role::Local, ANSWERS_TIMEOUT) {
+            self.local.give(|cell| cell.leave = true);
+        }
+        self.inbox.give(|cell| cell.stop = true);
+        // Flash that stalls must not keep the link from being closed.
+        let flushed = wait(Role::Outbox, timeout / 2);
+        self.uplink.give(|cell| cell.stop = true);
+        let closed = wait(Role::Uplink, timeout);
+        let flushed = flushed || wait(Role::Outbox, timeout);
+        log::debug!(target: "agent", "stopped crew={} flushed={flushed} closed={closed}", self.number);
+        flushed && closed && wait(Role::Local, timeout)
+    }
+}
+
+/// Starts a thread that rings at its end.
+fn spawn(role: Role, handle: &Handle, life: impl FnOnce() -> End + Send + 'static) -> Result<(), StartError> {
+    let handle = handle.clone();
+    let life = move || {
+        // What the thread shared lies behind ports and boards, which stay valid; the rest dies with it.
+        let end = catch_unwind(AssertUnwindSafe(life)).unwrap_or(End::Panicked);
+        handle.ring(role, end);
+    };
+    let builder = thread::Builder::new().name(role.to_string()).stack_size(STACK_BYTES);
+    builder.spawn(life).map(drop).map_err(StartError::System)
+}
+
+/// What was found goes to the log, and what someone should know of upstream, too.
+fn tell(report: &Report, dir: &Path, event: &dyn Fn(&'static str, &str)) {
+    log::info!(target: "outbox", "open dir={} notes={}", dir.display(), report.notes.len());
+    for note in &report.notes {
+        log::warn!(target: "outbox", "{note}");
+    }
+    if report.copied_image {
+        log::warn!(target: "outbox", "written by another device: every lane starts a new epoch dir={}", dir.display());
+        event("copied_image", "the outbox was another device's");
+    }
+    for lane in &report.lost_lanes {
+        log::warn!(target: "outbox", "no intact header is left, a new epoch begins lane={lane}");
+        event("lane_lost", &format!("no intact header of lane {lane} is left: what it held cannot be told"));
+    }
+}

@@ -1,0 +1,199 @@
+//! From the configuration to what each thread is given: a module gets its own part, never the whole.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::config::bounds::bounds;
+use crate::config::target::Target;
+use crate::config::{Config, Endpoint};
+use crate::outbox::{self, Draft};
+use crate::record::Body;
+use crate::shell::board::Board;
+use crate::shell::port::{ForLocal, ForOutbox, Port, Put};
+use crate::shell::snapshot::Source;
+use crate::shell::uplink::{self, EventHook, Hook};
+use crate::shell::{clock, entropy, local};
+use crate::time::Instant;
+use crate::{config, dialect, link, status, upstream};
+
+/// A process that starts so soon after the machine is part of a boot, not of a mere restart.
+const BOOT_WINDOW: Duration = Duration::from_secs(300);
+
+/// What is the same for every crew of this process.
+#[derive(Debug)]
+pub(super) struct Process {
+    /// When it started.
+    started: Instant,
+    /// Random per start: stands in `hello`.
+    nonce: String,
+    /// The boot's id, folded.
+    boot: u32,
+    /// The machine's id; empty where there is none.
+    machine: String,
+}
+
+impl Process {
+    /// Reads it from the system.
+    pub fn new() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        Self {
+            started: clock::now(),
+            nonce: format!("{:016x}", entropy::draw()),
+            boot: crc32c::crc32c(read("/proc/sys/kernel/random/boot_id").as_bytes()),
+            machine: read("/etc/machine-id"),
+        }
+    }
+}
+
+/// For the outbox.
+pub(super) fn outbox(config: &Config, device: &str, process: &Process) -> outbox::Config {
+    outbox::Config {
+        segment_bytes: config.outbox.segment_bytes,
+        headroom_bytes_min: config.outbox.headroom_bytes_min,
+        record_bytes_max: config.local.record_bytes_max,
+        lanes: config.lanes.clone(),
+        device: device.into(),
+        machine: process.machine.clone(),
+    }
+}
+
+/// What there is to see until the outbox is open: the lanes as configured, nothing in them.
+pub(super) fn board(config: &Config) -> Board {
+    let board = Board::default();
+    let lane = |lane: &config::Lane| status::Lane {
+        name: lane.name.as_str().into(),
+        bytes_max: lane.bytes_max,
+        ..status::Lane::default()
+    };
+    *board.lanes.lock() = config.lanes.iter().map(lane).collect();
+    board.link.lock().state = "idle";
+    *board.flash.lock() = status::Flash { state: "ok".into(), ..status::Flash::default() };
+    board
+}
+
+/// For the snapshots.
+pub(super) fn source(config: &Config, device: &str, process: &Process, board: &Arc<Board>) -> Source {
+    // As `check` prints it: all but the program itself.
+    let queues = bounds(config).memory.into_iter().filter(|(part, _)| *part != "program");
+    Source {
+        board: Arc::clone(board),
+        agent: status::Agent {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_s: 0,
+            loss_s_ago: None,
+            device: device.into(),
+            boot: process.nonce.clone(),
+            config: "current".into(),
+        },
+        started: process.started,
+        endpoints: urls(config),
+        queues_bytes_max: queues.map(|(_, bytes)| bytes).sum(),
+    }
+}
+
+/// For the local thread.
+pub(super) fn local(
+    config: &Config,
+    process: &Process,
+    source: Source,
+    inbox: &Arc<Port<ForOutbox>>,
+    lives: &Arc<AtomicBool>,
+) -> local::Setup {
+    local::Setup {
+        config: config.local.clone(),
+        boot: process.boot,
+        outbox: Arc::clone(inbox),
+        source,
+        turned: set(lives),
+    }
+}
+
+/// For the uplink thread.
+pub(super) fn uplink(
+    config: &Config,
+    device: &str,
+    process: &Process,
+    inbox: &Arc<Port<ForOutbox>>,
+    lives: &Arc<AtomicBool>,
+    local: Arc<Port<ForLocal>>,
+) -> uplink::Setup {
+    let upstream = &config.upstream;
+    let tls = |endpoint: &Endpoint| Target::try_new(&endpoint.url).is_ok_and(|target| target.tls);
+    let link = link::Config {
+        reconnect: upstream.reconnect,
+        heartbeat: upstream.heartbeat,
+        handshake_timeout_ms: upstream.handshake_timeout_ms,
+        server_wait_ms_max: upstream.server_wait_ms_max,
+        session_age_s_max: upstream.session_age_s_max,
+        attempts_max: upstream.attempts_max,
+        endpoints_tls: upstream.endpoints.iter().map(tls).collect(),
+    };
+    let dialect = dialect::Config {
+        window_records: upstream.window_records,
+        window_bytes: upstream.window_bytes,
+        batch_bytes_max: upstream.batch_bytes_max,
+        ack_timeout_ms: upstream.ack_timeout_ms,
+        endpoint_urls: urls(config),
+    };
+    uplink::Setup {
+        upstream: upstream::Setup {
+            link: Arc::new(link),
+            dialect: Arc::new(dialect),
+            device: device.into(),
+            agent: concat!("backhaul/", env!("CARGO_PKG_VERSION")).into(),
+            boot: process.nonce.clone(),
+            endpoints: urls(config),
+            seed: entropy::draw(),
+            saved: None,
+            fresh_boot: process.started.since(Instant::default()) < BOOT_WINDOW,
+        },
+        endpoints: upstream.endpoints.clone(),
+        encodings: upstream.encodings.clone(),
+        heartbeat: upstream.heartbeat,
+        backoff_file: config.local.socket.with_file_name("backoff"),
+        watchdog: set(lives),
+        link_changed: Arc::new(move || local.give(|cell| cell.link_changed = true)),
+        event: event_hook(config, process, inbox),
+    }
+}
+
+/// Makes a record on topic `$event` of what someone should know upstream.
+pub(super) fn event_hook(config: &Config, process: &Process, inbox: &Arc<Port<ForOutbox>>) -> EventHook {
+    let lane = Some(config.upstream.events_lane.clone()).filter(|lane| !lane.is_empty());
+    let (boot, inbox) = (process.boot, Arc::clone(inbox));
+    Arc::new(move |kind, detail| {
+        let draft = Draft {
+            at: clock::wall_ms_if_set(),
+            boot,
+            boot_ms: clock::now().as_millis(),
+            ttl_s: 0,
+            topic: "$event".into(),
+            key: None,
+            body: Body::Text(serde_json::json!({ "event": kind, "detail": detail }).to_string()),
+        };
+        let bytes = draft.bytes();
+        let put = Put { ticket: None, lane: lane.clone(), draft, wait: None };
+        let taken = inbox.give(|cell| {
+            if cell.is_full() {
+                return false;
+            }
+            cell.puts.push(put);
+            cell.puts_bytes += bytes;
+            true
+        });
+        if !taken {
+            log::warn!(target: "agent", "no room for an event kind={kind} detail={detail}");
+        }
+    })
+}
+
+fn urls(config: &Config) -> Vec<String> {
+    config.upstream.endpoints.iter().map(|endpoint| endpoint.url.clone()).collect()
+}
+
+fn set(lives: &Arc<AtomicBool>) -> Hook {
+    let lives = Arc::clone(lives);
+    Arc::new(move || lives.store(true, Ordering::Relaxed))
+}

@@ -1,0 +1,5 @@
+//! The `backhaul-receiver` command: the reference upstream.
+
+fn main() -> std::process::ExitCode {
+    backhaul::receiver::cli::main()
+}

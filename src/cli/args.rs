@@ -1,0 +1,374 @@
+//! What was typed → what it means, once: nothing behind this module sees an option. It reads no file and prints
+//! nothing.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lexopt::{Arg, Parser, ValueExt};
+
+use super::help;
+use crate::config::load::DEFAULT_PATH;
+use crate::shell::port::Wait;
+
+/// What the command line means.
+#[derive(Debug, PartialEq)]
+pub enum Command {
+    /// Print this text.
+    Print(&'static str),
+    /// `run`
+    Run(RunArgs),
+    /// `check`
+    Check(CheckArgs),
+    /// `send`
+    Send(SendArgs),
+    /// `status`
+    Status(StatusArgs),
+}
+
+/// `backhaul run`
+#[derive(Debug, PartialEq)]
+pub struct RunArgs {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Leave with 78 on a bad configuration whatever ran here before.
+    pub strict: bool,
+}
+
+/// `backhaul check`
+#[derive(Debug, PartialEq)]
+pub struct CheckArgs {
+    /// The configuration file.
+    pub config: PathBuf,
+}
+
+/// Where the agent's socket is.
+#[derive(Debug, PartialEq)]
+pub enum Agent {
+    /// Here.
+    Socket(PathBuf),
+    /// Where this file says; it has to be there.
+    Config(PathBuf),
+    /// Where the file at its usual place says, if there is one.
+    Usual,
+}
+
+/// What `send` sends.
+#[derive(Debug, PartialEq)]
+pub enum Source {
+    /// Standard input.
+    Stdin,
+    /// A file.
+    File(PathBuf),
+}
+
+/// `backhaul send`
+#[derive(Debug, PartialEq)]
+pub struct SendArgs {
+    /// Where the agent is.
+    pub agent: Agent,
+    /// The lane; `None`: the default lane.
+    pub lane: Option<String>,
+    /// The topic; `None`: as a put without one.
+    pub topic: Option<String>,
+    /// Which answer to wait for; `None`: as the lane's mode has it.
+    pub wait: Option<Wait>,
+    /// How long to wait for the socket, for space and for the answers.
+    pub timeout: Duration,
+    /// The whole input is one record, any bytes.
+    pub whole: bool,
+    /// What is sent.
+    pub source: Source,
+}
+
+impl SendArgs {
+    /// Wait for socket or space unless `--timeout` says otherwise.
+    pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+    /// A day.
+    pub const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
+}
+
+/// How `status` answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// For people.
+    Text,
+    /// The snapshot as it is.
+    Json,
+    /// By the exit code alone.
+    Check,
+}
+
+/// `backhaul status`
+#[derive(Debug, PartialEq)]
+pub struct StatusArgs {
+    /// Where the agent is.
+    pub agent: Agent,
+    /// How to answer.
+    pub view: View,
+}
+
+/// One line on what is wrong with the command line.
+#[derive(Debug, PartialEq)]
+pub struct UsageError(pub String);
+
+/// Reads the arguments behind the program's name.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageError> {
+    let mut typed = Typed::read(Parser::from_args(args))?;
+    let command = match typed.command.take() {
+        _ if typed.version => return Ok(Command::Print(help::VERSION)),
+        None if typed.help => return Ok(Command::Print(help::ALL)),
+        None => return Err(UsageError("what to do? one of run, check, send, status (see --help)".into())),
+        Some(command) => command,
+    };
+    match command.as_str() {
+        "run" => typed.run(),
+        "check" => typed.check(),
+        "send" => typed.send(),
+        "status" => typed.status(),
+        other => Err(UsageError(format!("unknown command '{other}': one of run, check, send, status"))),
+    }
+}
+
+/// The options as typed. Each command takes those it knows; what is left over is an error.
+#[derive(Default)]
+struct Typed {
+    command: Option<String>,
+    options: Vec<(String, Option<OsString>)>,
+    operands: Vec<OsString>,
+    help: bool,
+    version: bool,
+}
+
+impl Typed {
+    fn read(mut parser: Parser) -> Result<Self, UsageError> {
+        let mut typed = Self::default();
+        while let Some(arg) = parser.next().map_err(usage)? {
+            let name = match arg {
+                Arg::Value(value) if typed.command.is_none() => {
+                    typed.command = Some(value.string().map_err(usage)?);
+                    continue;
+                }
+                Arg::Value(value) => {
+                    typed.operands.push(value);
+                    continue;
+                }
+                Arg::Short(short) => match short {
+                    'l' => "lane".into(),
+                    't' => "topic".into(),
+                    'h' => "help".into(),
+                    'V' => "version".into(),
+                    other => return Err(UsageError(format!("unknown option '-{other}' (see --help)"))),
+                },
+                Arg::Long(long) => long.to_owned(),
+            };
+            match name.as_str() {
+                "help" => typed.help = true,
+                "version" => typed.version = true,
+                "config" | "socket" | "lane" | "topic" | "wait" | "timeout" => {
+                    let value = parser.value().map_err(usage)?;
+                    typed.options.push((name, Some(value)));
+                }
+                "strict" | "whole" | "json" | "check" => typed.options.push((name, None)),
+                other => return Err(UsageError(format!("unknown option '--{other}' (see --help)"))),
+            }
+        }
+        Ok(typed)
+    }
+
+    fn run(mut self) -> Result<Command, UsageError> {
+        if self.help {
+            return Ok(Command::Print(help::RUN));
+        }
+        let config = self.config()?;
+        let strict = self.flag("strict");
+        self.finish("run")?;
+        Ok(Command::Run(RunArgs { config, strict }))
+    }
+
+    fn check(mut self) -> Result<Command, UsageError> {
+        if self.help {
+            return Ok(Command::Print(help::CHECK));
+        }
+        let config = self.config()?;
+        self.finish("check")?;
+        Ok(Command::Check(CheckArgs { config }))
+    }
+
+    fn send(mut self) -> Result<Command, UsageError> {
+        if self.help {
+            return Ok(Command::Print(help::SEND));
+        }
+        let args = SendArgs {
+            agent: self.agent()?,
+            lane: self.text("lane")?,
+            topic: self.text("topic")?,
+            wait: self.text("wait")?.map(|word| wait(&word)).transpose()?,
+            timeout: self.text("timeout")?.map_or(Ok(SendArgs::TIMEOUT_DEFAULT), |word| timeout(&word))?,
+            whole: self.flag("whole"),
+            source: match self.operand() {
+                None => Source::Stdin,
+                Some(dash) if dash == "-" => Source::Stdin,
+                Some(file) => Source::File(file.into()),
+            },
+        };
+        self.finish("send")?;
+        Ok(Command::Send(args))
+    }
+
+    fn status(mut self) -> Result<Command, UsageError> {
+        if self.help {
+            return Ok(Command::Print(help::STATUS));
+        }
+        let agent = self.agent()?;
+        let view = match (self.flag("json"), self.flag("check")) {
+            (false, false) => View::Text,
+            (true, false) => View::Json,
+            (false, true) => View::Check,
+            (true, true) => return Err(UsageError("--json or --check, not both".into())),
+        };
+        self.finish("status")?;
+        Ok(Command::Status(StatusArgs { agent, view }))
+    }
+
+    fn config(&mut self) -> Result<PathBuf, UsageError> {
+        Ok(self.value("config")?.map_or_else(|| DEFAULT_PATH.into(), PathBuf::from))
+    }
+
+    fn agent(&mut self) -> Result<Agent, UsageError> {
+        match (self.value("socket")?, self.value("config")?) {
+            (None, None) => Ok(Agent::Usual),
+            (Some(socket), None) => Ok(Agent::Socket(socket.into())),
+            (None, Some(config)) => Ok(Agent::Config(config.into())),
+            (Some(_), Some(_)) => Err(UsageError("--socket or --config, not both".into())),
+        }
+    }
+
+    fn flag(&mut self, name: &str) -> bool {
+        let before = self.options.len();
+        self.options.retain(|(option, _)| option != name);
+        self.options.len() < before
+    }
+
+    fn value(&mut self, name: &str) -> Result<Option<OsString>, UsageError> {
+        let Some(index) = self.options.iter().position(|(option, _)| option == name) else { return Ok(None) };
+        let (_, value) = self.options.remove(index);
+        if self.options.iter().any(|(option, _)| option == name) {
+            return Err(UsageError(format!("--{name} twice")));
+        }
+        Ok(value)
+    }
+
+    fn text(&mut self, name: &str) -> Result<Option<String>, UsageError> {
+        self.value(name)?.map(|value| value.string().map_err(usage)).transpose()
+    }
+
+    fn operand(&mut self) -> Option<OsString> {
+        (!self.operands.is_empty()).then(|| self.operands.remove(0))
+    }
+
+    fn finish(&self, command: &str) -> Result<(), UsageError> {
+        if let Some((option, _)) = self.options.first() {
+            return Err(UsageError(format!("{command} has no option '--{option}' (see {command} --help)")));
+        }
+        match self.operands.first() {
+            None => Ok(()),
+            Some(operand) => Err(UsageError(format!("unexpected argument '{}'", operand.to_string_lossy()))),
+        }
+    }
+}
+
+fn usage(error: lexopt::Error) -> UsageError {
+    UsageError(error.to_string())
+}
+
+fn wait(word: &str) -> Result<Wait, UsageError> {
+    match word {
+        "accepted" => Ok(Wait::Accepted),
+        "committed" => Ok(Wait::Committed),
+        "delivered" => Ok(Wait::Delivered),
+        other => Err(UsageError(format!("--wait {other}: one of accepted, committed, delivered"))),
+    }
+}
+
+fn timeout(word: &str) -> Result<Duration, UsageError> {
+    let seconds = word.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds
+        .filter(|timeout| *timeout <= SendArgs::TIMEOUT_MAX)
+        .ok_or_else(|| UsageError(format!("--timeout {word}: seconds, from 0 to {}", SendArgs::TIMEOUT_MAX.as_secs())))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        parse(line.split_whitespace().map(OsString::from)).map_err(|UsageError(message)| message)
+    }
+
+    #[test]
+    fn means_what_was_typed() {
+        let send = |args: SendArgs| Ok(Command::Send(args));
+        let plain = || SendArgs {
+            agent: Agent::Usual,
+            lane: None,
+            topic: None,
+            wait: None,
+            timeout: Duration::from_secs(10),
+            whole: false,
+            source: Source::Stdin,
+        };
+        assert_eq!(parsed("send"), send(plain()));
+        assert_eq!(parsed("send -"), send(plain()));
+        assert_eq!(parsed("send -- -x"), send(SendArgs { source: Source::File("-x".into()), ..plain() }));
+        assert_eq!(
+            parsed("send -l alarm -t a/b --wait delivered --timeout 0.5 --whole --socket /s f.bin"),
+            send(SendArgs {
+                agent: Agent::Socket("/s".into()),
+                lane: Some("alarm".into()),
+                topic: Some("a/b".into()),
+                wait: Some(Wait::Delivered),
+                timeout: Duration::from_millis(500),
+                whole: true,
+                source: Source::File("f.bin".into()),
+            })
+        );
+        assert_eq!(parsed("run"), Ok(Command::Run(RunArgs { config: DEFAULT_PATH.into(), strict: false })));
+        assert_eq!(parsed("run --strict --config=/c"), Ok(Command::Run(RunArgs { config: "/c".into(), strict: true })));
+        assert_eq!(
+            parsed("status --json --config /c"),
+            Ok(Command::Status(StatusArgs { agent: Agent::Config("/c".into()), view: View::Json }))
+        );
+        assert_eq!(parsed("--version"), Ok(Command::Print(help::VERSION)));
+        assert_eq!(parsed("send --help"), Ok(Command::Print(help::SEND)));
+        assert_eq!(parsed("--help"), Ok(Command::Print(help::ALL)));
+    }
+
+    #[test]
+    fn refuses_what_means_nothing() {
+        for (line, says) in [
+            ("", "what to do?"),
+            ("sned", "unknown command 'sned'"),
+            ("run now", "unexpected argument 'now'"),
+            ("run --jsn", "unknown option '--jsn'"),
+            ("run --json", "run has no option '--json'"),
+            ("run -x", "unknown option '-x'"),
+            ("run --config", "missing"),
+            ("run --config a --config b", "--config twice"),
+            ("run --strict=yes", "unexpected argument"),
+            ("check --socket /s", "check has no option '--socket'"),
+            ("send a b", "unexpected argument 'b'"),
+            ("send --wait soon", "--wait soon: one of"),
+            ("send --timeout -1", "--timeout -1: seconds"),
+            ("send --timeout nan", "--timeout nan: seconds"),
+            ("send --timeout 1e9", "--timeout 1e9: seconds"),
+            ("send --socket a --config b", "--socket or --config, not both"),
+            ("status --json --check", "--json or --check, not both"),
+        ] {
+            let message = parsed(line).unwrap_err();
+            assert!(message.contains(says), "{line:?}: {message:?} lacks {says:?}");
+            assert!(!message.contains('\n'));
+        }
+    }
+}

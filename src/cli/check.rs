@@ -1,0 +1,44 @@
+//! `backhaul check`: validates the configuration and prints what is effective and what follows from it.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use super::args::CheckArgs;
+use super::{config_errors, print};
+use crate::config::bounds::{self, Bounds};
+use crate::config::load::{self, Loaded};
+
+/// Runs the command.
+pub fn run(args: &CheckArgs) -> ExitCode {
+    match load::load(&args.config) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                eprintln!("warning: {warning}");
+            }
+            print(&report(&loaded))
+        }
+        Err(errors) => config_errors(&errors),
+    }
+}
+
+/// The effective configuration and its bounds, as a whole again a configuration file.
+fn report(loaded: &Loaded) -> String {
+    let mut text = String::new();
+    for file in &loaded.files {
+        text += &format!("# read {}\n", file.display());
+    }
+    text += &format!("# device {}\n\n", loaded.device);
+    text += &toml::to_string(&loaded.config).expect("strings, numbers and lists of tables, all of which TOML has");
+    let Bounds { memory, flash } = bounds::bounds(&loaded.config);
+    section(&mut text, "memory, at most", memory.iter().map(|(part, bytes)| (*part, *bytes)));
+    section(&mut text, "flash, at most", flash.iter().map(|(part, bytes)| (part.as_str(), *bytes)));
+    text
+}
+
+fn section<'a>(text: &mut String, title: &str, parts: impl Iterator<Item = (&'a str, u64)> + Clone) {
+    let sum = parts.clone().map(|(_, bytes)| bytes).sum();
+    let all = parts.chain([("together", sum)]);
+    let lines = all.map(|(part, bytes)| format!("#   {part:32} {bytes:>14} bytes\n"));
+    write!(text, "\n# {title}\n").expect("a String takes everything");
+    text.extend(lines);
+}

@@ -1,0 +1,275 @@
+//! `backhaul status`: what the agent is doing and why, on one screen, as JSON, or as an exit code.
+
+use std::fmt::{self, Write as _};
+use std::io;
+use std::process::ExitCode;
+
+use super::args::{StatusArgs, View};
+use super::{client, print, socket};
+use crate::exit;
+use crate::status::{Lane, Percentiles, Status};
+
+/// `--check`: link up, but flash, loss or a clone wants a look.
+const CHECK_DEGRADED: u8 = 1;
+/// `--check`: link not up.
+const CHECK_DOWN: u8 = 2;
+/// `--check`: no agent.
+const CHECK_NO_AGENT: u8 = 3;
+/// How long loss keeps the check from saying *well*.
+const LOSS_S: u64 = 3600;
+
+/// Runs the command.
+pub fn run(args: &StatusArgs) -> ExitCode {
+    let path = match socket(&args.agent) {
+        Ok(path) => path,
+        Err(code) => return code,
+    };
+    let status = match client::status(&path) {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("backhaul: {}", client::words(&path, &error));
+            return ExitCode::from(match (args.view, error.kind()) {
+                (View::Check, _) => CHECK_NO_AGENT,
+                (View::Text | View::Json, io::ErrorKind::PermissionDenied) => exit::PERMISSION,
+                (View::Text | View::Json, _) => exit::UNAVAILABLE,
+            });
+        }
+    };
+    match args.view {
+        View::Text => print(&screen(&status)),
+        View::Json => {
+            let json = serde_json::to_string_pretty(&status).expect("plain data with string keys");
+            print(&(json + "\n"))
+        }
+        View::Check => ExitCode::from(check(&status)),
+    }
+}
+
+/// The exit code of `--check`.
+fn check(status: &Status) -> u8 {
+    let clone = status.link.last_failure.as_ref();
+    let clone = clone.is_some_and(|failure| failure.class == "clone" && failure.s_ago < LOSS_S);
+    let lost = status.agent.loss_s_ago.is_some_and(|s| s < LOSS_S);
+    if status.link.state != "up" {
+        CHECK_DOWN
+    } else if status.flash.state != "ok" || clone || lost {
+        CHECK_DEGRADED
+    } else {
+        0
+    }
+}
+
+/// One screen for people.
+fn screen(status: &Status) -> String {
+    let mut text = String::new();
+    write(&mut text, status).expect("a String takes everything");
+    text
+}
+
+fn write(out: &mut String, status: &Status) -> fmt::Result {
+    let Status { agent, flash, wire, delay, memory, .. } = status;
+    let fallback = if agent.config == "fallback" { ", on an EARLIER configuration" } else { "" };
+    writeln!(
+        out,
+        "agent   {} {}, pid {}, up {}{fallback}",
+        agent.device,
+        agent.version,
+        agent.pid,
+        Ago(agent.uptime_s)
+    )?;
+    write_link(out, status)?;
+    write_lanes(out, &status.lanes)?;
+    writeln!(
+        out,
+        "flash   {}, {} written for {} of records, {} syncs, median {:.1} ms, longest {:.1} ms",
+        flash.state,
+        Size(flash.bytes_written),
+        Size(flash.bytes_payload),
+        flash.syncs,
+        flash.sync_ms_p50,
+        flash.sync_ms_max
+    )?;
+    let purposes = &wire.by_purpose;
+    let sum = |both: crate::status::Bytes| Size(both.sent + both.received);
+    writeln!(
+        out,
+        "wire    {} out, {} in: records {}, acks {}, heartbeat {}, handshake {}",
+        Size(wire.bytes_sent),
+        Size(wire.bytes_received),
+        sum(purposes.records),
+        sum(purposes.acks),
+        sum(purposes.heartbeat),
+        sum(purposes.handshake)
+    )?;
+    writeln!(
+        out,
+        "delay   to flash {}, to upstream {} (median, 99 of 100)",
+        Both(delay.put_to_committed_ms),
+        Both(delay.put_to_delivered_ms)
+    )?;
+    writeln!(
+        out,
+        "memory  {} resident, {} of {} in queues",
+        Size(memory.rss_bytes),
+        Size(memory.queues_bytes),
+        Size(memory.queues_bytes_max)
+    )
+}
+
+fn write_link(out: &mut String, status: &Status) -> fmt::Result {
+    let link = &status.link;
+    write!(out, "link    {} for {}", link.state, Ago(link.since_s))?;
+    if let Some(next) = link.next_attempt_ms {
+        write!(out, ", next attempt in {:.1} s", next as f64 / 1000.0)?;
+    }
+    if let Some(endpoint) = &link.endpoint {
+        write!(out, ", {endpoint}")?;
+    }
+    if let Some(session) = &link.session {
+        write!(out, ", session {session}")?;
+    }
+    if let Some(rtt) = link.rtt_ms {
+        write!(out, ", round trip {rtt:.0} ms")?;
+    }
+    write!(out, "\n        {} sessions in {} attempts", link.sessions, link.attempts)?;
+    for (nth, (class, count)) in link.failures.iter().enumerate() {
+        write!(out, "{}{count} {class}", if nth == 0 { "; failures: " } else { ", " })?;
+    }
+    if link.clock == "unset" {
+        write!(out, "; the clock is not set")?;
+    }
+    writeln!(out)?;
+    match &link.last_failure {
+        None => Ok(()),
+        Some(failure) => {
+            writeln!(out, "        last failure {} ago: {}, {}", Ago(failure.s_ago), failure.class, failure.detail)
+        }
+    }
+}
+
+fn write_lanes(out: &mut String, lanes: &[Lane]) -> fmt::Result {
+    let longest = lanes.iter().map(|lane| lane.name.len()).max().unwrap_or(0).max(4);
+    writeln!(
+        out,
+        "lane    {:longest$} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "name", "waiting", "oldest", "on flash", "at most", "sent", "again", "lost"
+    )?;
+    for lane in lanes {
+        writeln!(
+            out,
+            "        {:longest$} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+            lane.name,
+            lane.depth,
+            lane.oldest_s.map_or_else(|| "-".into(), |s| Ago(s).to_string()),
+            Size(lane.bytes).to_string(),
+            Size(lane.bytes_max).to_string(),
+            lane.sent,
+            lane.resent,
+            lane.lost()
+        )?;
+    }
+    Ok(())
+}
+
+/// A duration in its two largest units.
+struct Ago(u64);
+
+impl fmt::Display for Ago {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            s @ 0..60 => write!(f, "{s} s"),
+            s @ 60..3600 => write!(f, "{} min", s / 60),
+            s @ 3600..86_400 => write!(f, "{} h {} min", s / 3600, s % 3600 / 60),
+            s => write!(f, "{} d {} h", s / 86_400, s % 86_400 / 3600),
+        }
+    }
+}
+
+/// Bytes for people.
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes @ 0..1024 => write!(f, "{bytes} B"),
+            bytes @ 1024..1_048_576 => write!(f, "{:.1} KiB", bytes as f64 / 1024.0),
+            bytes @ 1_048_576..1_073_741_824 => write!(f, "{:.1} MiB", bytes as f64 / 1_048_576.0),
+            bytes => write!(f, "{:.1} GiB", bytes as f64 / 1_073_741_824.0),
+        }
+    }
+}
+
+/// Median and 99th percentile.
+struct Both(Percentiles);
+
+impl fmt::Display for Both {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0.p50, self.0.p99) {
+            (Some(p50), Some(p99)) => write!(f, "{p50:.1} / {p99:.1} ms"),
+            (None, _) | (_, None) => f.write_str("-"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::LastFailure;
+
+    fn status() -> Status {
+        let mut status = Status::default();
+        status.agent.device = "gw-17".into();
+        status.agent.version = "0.1.0".into();
+        status.agent.uptime_s = 90_061;
+        status.link.state = "waiting".into();
+        status.link.since_s = 5;
+        status.link.next_attempt_ms = Some(12_340);
+        status.link.endpoint = Some("wss://ingest.example.com/v1".into());
+        status.link.failures.insert("silent".into(), 2);
+        let detail = "3 pings unanswered".into();
+        status.link.last_failure = Some(LastFailure { class: "silent".into(), detail, s_ago: 125 });
+        status.flash.state = "ok".into();
+        let lane = |name: &str, depth, overflowed| Lane {
+            name: name.into(),
+            depth,
+            overflowed,
+            oldest_s: Some(61),
+            bytes: 3 << 20,
+            bytes_max: 16 << 20,
+            ..Lane::default()
+        };
+        status.lanes = vec![lane("telemetry", 12_345, 7), lane("alarm", 0, 0)];
+        status
+    }
+
+    #[test]
+    fn a_screen_says_what_and_why() {
+        let text = screen(&status());
+        for says in [
+            "gw-17 0.1.0",
+            "up 1 d 1 h",
+            "link    waiting for 5 s, next attempt in 12.3 s, wss://ingest.example.com/v1",
+            "failures: 2 silent",
+            "last failure 2 min ago: silent, 3 pings unanswered",
+            "telemetry     12345     1 min   3.0 MiB  16.0 MiB         0         0         7\n",
+            "alarm             0     1 min",
+        ] {
+            assert!(text.contains(says), "{text}\nlacks: {says}");
+        }
+        assert!(text.lines().count() <= 24 && text.lines().all(|line| line.len() <= 120), "{text}");
+    }
+
+    #[test]
+    fn the_check_is_an_exit_code() {
+        let mut status = status();
+        assert_eq!(check(&status), CHECK_DOWN);
+        status.link.state = "up".into();
+        assert_eq!(check(&status), 0);
+        status.agent.loss_s_ago = Some(3599);
+        assert_eq!(check(&status), CHECK_DEGRADED);
+        status.agent.loss_s_ago = Some(3600);
+        assert_eq!(check(&status), 0, "that loss is an hour old");
+        status.flash.state = "degraded".into();
+        assert_eq!(check(&status), CHECK_DEGRADED);
+    }
+}

@@ -1,0 +1,48 @@
+//! The bounds on memory and flash that follow from a configuration: what `check` prints. The one place under
+//! `config` that looks at the parts, each of which says what it holds.
+
+use super::Config;
+use crate::outbox;
+use crate::shell::{local, uplink};
+
+/// Bytes by part; the sums are the bounds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bounds {
+    /// Most bytes of RAM that a part holds beside the program itself.
+    pub memory: Vec<(&'static str, u64)>,
+    /// Most bytes of files on flash.
+    pub flash: Vec<(String, u64)>,
+}
+
+/// Program, stacks and OpenSSL: measured, not derived.
+const PROGRAM_BYTES: u64 = 8 << 20;
+
+/// The bounds of this configuration.
+pub fn bounds(config: &Config) -> Bounds {
+    Bounds { memory: memory(config), flash: flash(config) }
+}
+
+fn memory(config: &Config) -> Vec<(&'static str, u64)> {
+    let outbox = outbox::Config {
+        segment_bytes: config.outbox.segment_bytes,
+        headroom_bytes_min: config.outbox.headroom_bytes_min,
+        record_bytes_max: config.local.record_bytes_max,
+        lanes: config.lanes.clone(),
+        device: String::new(),
+        machine: String::new(),
+    };
+    vec![
+        ("program", PROGRAM_BYTES),
+        ("outbox", outbox::memory_bytes_max(&outbox)),
+        ("local clients and their puts", local::memory_bytes_max(&config.local)),
+        ("uplink", uplink::memory_bytes_max(&config.upstream, config.local.record_bytes_max)),
+    ]
+}
+
+fn flash(config: &Config) -> Vec<(String, u64)> {
+    let segment = u64::from(config.outbox.segment_bytes);
+    let lane = |lane: &super::Lane| (format!("lane {}", lane.name), lane.bytes_max / segment * segment);
+    let lanes = config.lanes.iter().map(lane);
+    // The lock, the commands done and the dead letters' index: a page each.
+    lanes.chain([("other".to_owned(), 4 * 4096)]).collect()
+}

@@ -1,0 +1,135 @@
+//! The configuration's files: the base, `conf.d/*.toml` beside it on top, in the order of their names. Tables merge
+//! key by key; everything else, lists of tables too (`[[lane]]`, `[[upstream.endpoint]]`), replaces what was there.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use super::read::{self, Meaning};
+use super::tree::{self, Place, Table};
+use super::{Config, Local};
+
+/// Where the configuration is unless said otherwise.
+pub const DEFAULT_PATH: &str = "/etc/backhaul/backhaul.toml";
+
+/// Largest file, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// A configuration that can work.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What is effective: at least one lane, exactly one default lane, at least one endpoint.
+    pub config: Config,
+    /// Who this gateway is, resolved.
+    pub device: String,
+    /// What a person should look at; none of it keeps the agent from running.
+    pub warnings: Vec<String>,
+    /// What was read, in order.
+    pub files: Vec<PathBuf>,
+}
+
+/// One thing that is wrong: `file:line: message`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file.
+    pub file: PathBuf,
+    /// Its line, from 1; `None`: the file as a whole.
+    pub line: Option<usize>,
+    /// What is wrong, in one line.
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.file.display(), self.message),
+            None => write!(f, "{}: {}", self.file.display(), self.message),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Reads, merges and checks the configuration at `path`, all it refers to included. Every error is told.
+pub fn load(path: &Path) -> Result<Loaded, Vec<ConfigError>> {
+    let (files, tree) = read_files(path)?;
+    let Meaning { config, device, warnings } = read::read(&tree).map_err(|problems| placed(&files, problems))?;
+    Ok(Loaded { config, device, warnings, files })
+}
+
+/// The local socket's path alone, for programs that talk to the agent: other errors are the agent's business.
+pub fn socket(path: &Path) -> Result<PathBuf, Vec<ConfigError>> {
+    let (files, tree) = read_files(path)?;
+    read::read_socket(&tree).map_err(|problems| placed(&files, problems))
+}
+
+/// The local socket's path where no configuration can be read.
+pub fn socket_default() -> PathBuf {
+    Local::default().socket
+}
+
+fn placed(files: &[PathBuf], problems: Vec<(Place, String)>) -> Vec<ConfigError> {
+    let error = |(place, message): (Place, String)| ConfigError {
+        file: files[place.file].clone(),
+        line: Some(place.line),
+        message,
+    };
+    problems.into_iter().map(error).collect()
+}
+
+fn read_files(path: &Path) -> Result<(Vec<PathBuf>, Table), Vec<ConfigError>> {
+    let mut files = vec![path.to_owned()];
+    files.extend(overlays(path).map_err(|error| vec![error])?);
+    let mut merged = Table::new();
+    let mut errors = Vec::new();
+    for (index, file) in files.iter().enumerate() {
+        match parse_file(file, index) {
+            Ok(table) => tree::overlay(&mut merged, table),
+            Err(error) => errors.push(error),
+        }
+    }
+    if errors.is_empty() { Ok((files, merged)) } else { Err(errors) }
+}
+
+/// `conf.d/*.toml` beside the file, by name.
+fn overlays(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let folder = path.with_file_name("conf.d");
+    let tell = |error: io::Error| ConfigError { file: folder.clone(), line: None, message: error.to_string() };
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(tell(error)),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(tell)?.file_name();
+        let hidden = name.as_encoded_bytes().starts_with(b".");
+        let file = folder.join(name);
+        if !hidden && file.extension().is_some_and(|extension| extension == "toml") {
+            files.push(file);
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+fn parse_file(file: &Path, index: usize) -> Result<Table, ConfigError> {
+    let error = |line, message| ConfigError { file: file.to_owned(), line, message };
+    let bytes = read_bounded(file).map_err(|fault| error(None, fault.to_string()))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(error(None, format!("longer than {FILE_BYTES_MAX} bytes")));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|fault| {
+        let before = bytes.iter().take(fault.valid_up_to());
+        let line = 1 + before.filter(|byte| **byte == b'\n').count();
+        error(Some(line), "not UTF-8".into())
+    })?;
+    tree::parse(text, index).map_err(|(line, message)| error(Some(line), message))
+}
+
+fn read_bounded(file: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(file)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,333 @@
+//! What each key means and which values can work: the merged files → [`Config`]. Bounds refuse only what cannot work.
+//! Every field stands in a struct literal, so that a new one does not compile before it is read here.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use super::group::group_id;
+use super::section::{Problems, Section};
+use super::target::Target;
+use super::tree::{Place, Table};
+use super::{
+    Commit, Config, Device, Dialect, Encoding, Endpoint, Heartbeat, Lane, Local, Log, Outbox, Overflow, Reconnect,
+    Upstream, device, secret,
+};
+use crate::outbox::format::SEGMENT_BYTES_MAX;
+use crate::outbox::record_bytes_max;
+use crate::record::{LaneName, MESSAGE_BYTES_MAX};
+
+/// What the files mean.
+pub struct Meaning {
+    pub config: Config,
+    /// The device's name, resolved.
+    pub device: String,
+    /// What a person should look at.
+    pub warnings: Vec<String>,
+}
+
+/// What the files mean, or all that is wrong.
+pub fn read(tree: &Table) -> Result<Meaning, Vec<(Place, String)>> {
+    let problems = Problems::default();
+    let mut warnings = Vec::new();
+    let mut root = Section::root(tree, &problems);
+    let (device, device_name) = read_device(root.section("device"));
+    let upstream_section = root.section("upstream");
+    let outbox_section = root.section("outbox");
+    let local_section = root.section("local");
+    let lane_sections = root.sections("lane").unwrap_or_default();
+    let log = read_log(root.section("log"));
+    root.finish();
+
+    let (outbox, outbox_section) = read_outbox(outbox_section);
+    let (local, local_section) = read_local(local_section);
+    let record_max = record_bytes_max(outbox.segment_bytes);
+    if local.record_bytes_max > record_max {
+        let (section, key) = match local_section.has("record_bytes_max") {
+            true => (&local_section, "record_bytes_max"),
+            false => (&outbox_section, "segment_bytes"),
+        };
+        let (record, segment) = (local.record_bytes_max, outbox.segment_bytes);
+        let message = format!(
+            "a record of {record} bytes (local.record_bytes_max) does not fit into a segment of {segment} bytes \
+             (outbox.segment_bytes): {record_max} bytes would"
+        );
+        section.fail(key, &message);
+    }
+    let lanes = read_lanes(lane_sections, &outbox, &outbox_section);
+    let upstream = read_upstream(upstream_section, &lanes, &mut warnings);
+    local_group(&local, &mut warnings);
+    outbox_section.finish();
+    local_section.finish();
+
+    let config = Config { device, upstream, outbox, lanes, local, log };
+    let problems = problems.into_sorted();
+    if problems.is_empty() { Ok(Meaning { config, device: device_name, warnings }) } else { Err(problems) }
+}
+
+/// The socket's path alone: whoever talks to the agent need not be allowed to see more.
+pub fn read_socket(tree: &Table) -> Result<PathBuf, Vec<(Place, String)>> {
+    let problems = Problems::default();
+    let mut root = Section::root(tree, &problems);
+    let socket = root.section("local").path("socket").unwrap_or_else(|| Local::default().socket);
+    let problems = problems.into_sorted();
+    if problems.is_empty() { Ok(socket) } else { Err(problems) }
+}
+
+const PAGE_BYTES: u32 = 4096;
+/// 100 years: sums of such durations in microseconds stay within 64 bits.
+const MS_MAX: i64 = 3_155_760_000_000;
+/// What a timer can keep; from 0 where no wait at all makes sense.
+const MS: std::ops::RangeInclusive<i64> = 10..=MS_MAX;
+/// An exabyte: sums stay within 64 bits.
+const DISK_BYTES_MAX: i64 = 1 << 60;
+const LANES_MAX: usize = 64;
+
+fn read_device(mut section: Section<'_>) -> (Device, String) {
+    let device = Device { id: section.text("id").unwrap_or_else(|| Device::default().id) };
+    let name = device::resolve_device(&device).unwrap_or_else(|fault| {
+        section.fail("id", &fault);
+        String::new()
+    });
+    section.finish();
+    (device, name)
+}
+
+fn read_upstream(mut section: Section<'_>, lanes: &[Lane], warnings: &mut Vec<String>) -> Upstream {
+    let default = Upstream::default();
+    let encodings = [("postcard", Encoding::Postcard), ("json", Encoding::Json)];
+    let upstream = Upstream {
+        dialect: section.choice("dialect", &[("backhaul", Dialect::Backhaul)], default.dialect),
+        encodings: section.choices("encodings", &encodings, default.encodings),
+        window_records: section.number("window_records", 1..=1 << 20, default.window_records),
+        window_bytes: section.number("window_bytes", 1..=64 << 20, default.window_bytes),
+        batch_bytes_max: section.number("batch_bytes_max", 1..=MESSAGE_BYTES_MAX as i64, default.batch_bytes_max),
+        handshake_timeout_ms: section.number("handshake_timeout_ms", MS, default.handshake_timeout_ms),
+        ack_timeout_ms: section.number("ack_timeout_ms", MS, default.ack_timeout_ms),
+        command_wait_ms: section.number("command_wait_ms", MS, default.command_wait_ms),
+        session_age_s_max: section.number("session_age_s_max", 0..=MS_MAX / 1000, default.session_age_s_max),
+        server_wait_ms_max: section.number("server_wait_ms_max", MS, default.server_wait_ms_max),
+        attempts_max: section.number("attempts_max", 0..=i64::from(u32::MAX), default.attempts_max),
+        events_lane: section.text("events_lane").unwrap_or(default.events_lane),
+        endpoints: read_endpoints(&mut section, warnings),
+        reconnect: read_reconnect(section.section("reconnect")),
+        heartbeat: read_heartbeat(section.section("heartbeat")),
+    };
+    let events = upstream.events_lane.as_str();
+    if !events.is_empty() && lanes.iter().all(|lane| lane.name.as_str() != events) {
+        section.fail("events_lane", &format!("there is no lane \"{events}\""));
+    }
+    section.finish();
+    upstream
+}
+
+fn read_endpoints(upstream: &mut Section<'_>, warnings: &mut Vec<String>) -> Vec<Endpoint> {
+    /// An endpoint's index is one byte.
+    const ENDPOINTS_MAX: usize = 16;
+    let Some(sections) = upstream.sections("endpoint") else { return Vec::new() };
+    if sections.is_empty() {
+        upstream.fail("endpoint", "at least one [[upstream.endpoint]] with its url is needed");
+    } else if sections.len() > ENDPOINTS_MAX {
+        upstream.fail("endpoint", &format!("at most {ENDPOINTS_MAX} are allowed"));
+    }
+    sections.into_iter().map(|section| read_endpoint(section, warnings)).collect()
+}
+
+fn read_endpoint(mut section: Section<'_>, warnings: &mut Vec<String>) -> Endpoint {
+    let endpoint = Endpoint {
+        url: section.text("url").unwrap_or_default(),
+        insecure: section.flag("insecure", false),
+        ca_file: section.path("ca_file"),
+        token_file: section.path("token_file"),
+    };
+    match Target::try_new(&endpoint.url) {
+        Err(fault) => section.fail("url", &fault),
+        Ok(target) if target.tls || target.is_loopback() => (),
+        Ok(_) if !endpoint.insecure => section.fail(
+            "url",
+            &format!("\"{}\" goes to another machine unencrypted: use wss://, or say insecure = true", endpoint.url),
+        ),
+        Ok(_) if endpoint.token_file.is_some() => {
+            warnings.push(format!("{}: the token travels unencrypted", endpoint.url));
+        }
+        Ok(_) => (),
+    }
+    if let Some(Err(fault)) = endpoint.ca_file.as_deref().map(readable) {
+        section.fail("ca_file", &fault);
+    }
+    if let Some(Err(fault)) = endpoint.token_file.as_deref().map(secret::read) {
+        section.fail("token_file", &fault);
+    }
+    section.finish();
+    endpoint
+}
+
+fn readable(path: &Path) -> Result<(), String> {
+    let tell = |error: io::Error| format!("{}: {error}", path.display());
+    if !fs::metadata(path).map_err(tell)?.is_file() {
+        return Err(format!("{}: not a file", path.display()));
+    }
+    fs::File::open(path).map(drop).map_err(tell)
+}
+
+fn read_reconnect(mut section: Section<'_>) -> Reconnect {
+    let default = Reconnect::default();
+    let reconnect = Reconnect {
+        start_delay_ms_max: section.number("start_delay_ms_max", 0..=MS_MAX, default.start_delay_ms_max),
+        spread_ms: section.number("spread_ms", 0..=MS_MAX, default.spread_ms),
+        backoff_ms_min: section.number("backoff_ms_min", MS, default.backoff_ms_min),
+        backoff_ms_max: section.number("backoff_ms_max", MS, default.backoff_ms_max),
+        slow_ms_min: section.number("slow_ms_min", MS, default.slow_ms_min),
+        slow_ms_max: section.number("slow_ms_max", MS, default.slow_ms_max),
+        stable_after_ms: section.number("stable_after_ms", MS, default.stable_after_ms),
+    };
+    in_order(&section, ("backoff_ms_min", reconnect.backoff_ms_min), ("backoff_ms_max", reconnect.backoff_ms_max));
+    in_order(&section, ("slow_ms_min", reconnect.slow_ms_min), ("slow_ms_max", reconnect.slow_ms_max));
+    section.finish();
+    reconnect
+}
+
+/// Told at the one that is said, at the upper one where both are.
+fn in_order(section: &Section<'_>, (min_key, min): (&str, u64), (max_key, max): (&str, u64)) {
+    if min > max {
+        let key = if section.has(max_key) { max_key } else { min_key };
+        section.fail(key, &format!("{min_key} = {min} is above {max_key} = {max}"));
+    }
+}
+
+fn read_heartbeat(mut section: Section<'_>) -> Heartbeat {
+    let default = Heartbeat::default();
+    let heartbeat = Heartbeat {
+        interval_ms: section.number("interval_ms", MS, default.interval_ms),
+        timeout_ms: section.number("timeout_ms", MS, default.timeout_ms),
+        misses_max: section.number("misses_max", 1..=1000, default.misses_max),
+    };
+    section.finish();
+    heartbeat
+}
+
+/// The section comes back for what is checked against other sections.
+fn read_outbox(mut section: Section<'_>) -> (Outbox, Section<'_>) {
+    let default = Outbox::default();
+    let outbox = Outbox {
+        dir: section.path("dir").unwrap_or(default.dir),
+        segment_bytes: section.number("segment_bytes", 16_384..=i64::from(SEGMENT_BYTES_MAX), default.segment_bytes),
+        headroom_bytes_min: section.number("headroom_bytes_min", 0..=DISK_BYTES_MAX, default.headroom_bytes_min),
+    };
+    if !outbox.segment_bytes.is_multiple_of(PAGE_BYTES) {
+        section.fail("segment_bytes", &format!("{} is not a multiple of {PAGE_BYTES}", outbox.segment_bytes));
+    }
+    (outbox, section)
+}
+
+fn read_lanes(sections: Vec<Section<'_>>, outbox: &Outbox, outbox_section: &Section<'_>) -> Vec<Lane> {
+    let mut lanes: Vec<Lane> = Vec::new();
+    let mut default_named = false;
+    for mut section in sections {
+        let lane = read_lane(&mut section);
+        if lanes.iter().any(|other| other.name == lane.name) {
+            section.fail("name", &format!("a second lane \"{}\"", lane.name));
+        }
+        if lane.default && default_named {
+            section.fail("default", "a second default lane: at most one is allowed");
+        }
+        default_named |= lane.default;
+        let least = 2 * u64::from(outbox.segment_bytes);
+        if lane.bytes_max < least {
+            let message = format!(
+                "a lane of {} bytes does not hold two segments of {} bytes (outbox.segment_bytes)",
+                lane.bytes_max, outbox.segment_bytes
+            );
+            if section.has("bytes_max") || !outbox_section.has("segment_bytes") {
+                section.fail("bytes_max", &message);
+            } else {
+                outbox_section.fail("segment_bytes", &message);
+            }
+        }
+        if lanes.len() == LANES_MAX {
+            section.fail("name", &format!("at most {LANES_MAX} lanes are allowed"));
+        }
+        section.finish();
+        lanes.push(lane);
+    }
+    Config { lanes, ..Config::default() }.completed().lanes
+}
+
+fn read_lane(section: &mut Section<'_>) -> Lane {
+    let default = Lane::default();
+    let overflow = [("drop_oldest", Overflow::DropOldest), ("reject", Overflow::Reject)];
+    let commit = [("sync", Commit::Sync), ("group", Commit::Group)];
+    let name = section.text("name").map(|name| LaneName::try_new(&name).map_err(|error| (name, error)));
+    Lane {
+        name: match name {
+            None => default.name,
+            Some(Ok(name)) => name,
+            Some(Err((name, error))) => {
+                section.fail("name", &format!("\"{}\": {error}", name.escape_debug()));
+                default.name
+            }
+        },
+        default: section.flag("default", default.default),
+        bytes_max: section.number("bytes_max", 0..=DISK_BYTES_MAX, default.bytes_max),
+        overflow: section.choice("overflow", &overflow, default.overflow),
+        commit: section.choice("commit", &commit, default.commit),
+        commit_ms: section.number("commit_ms", MS, default.commit_ms),
+        commit_bytes: section.number("commit_bytes", 1..=16 << 20, default.commit_bytes),
+    }
+}
+
+/// The section comes back for what is checked against other sections.
+fn read_local(mut section: Section<'_>) -> (Local, Section<'_>) {
+    /// sockaddr_un holds 108 bytes, the last of them zero (unix(7)).
+    const SOCKET_PATH_BYTES_MAX: usize = 107;
+    let default = Local::default();
+    let local = Local {
+        socket: section.path("socket").unwrap_or(default.socket),
+        mode: section.text("mode").unwrap_or(default.mode),
+        group: section.text("group").unwrap_or(default.group),
+        clients_max: section.number("clients_max", 1..=4096, default.clients_max),
+        // Room for the message around it.
+        record_bytes_max: section.number(
+            "record_bytes_max",
+            1..=MESSAGE_BYTES_MAX as i64 - 1024,
+            default.record_bytes_max,
+        ),
+    };
+    let socket_bytes = local.socket.as_os_str().len();
+    if socket_bytes > SOCKET_PATH_BYTES_MAX {
+        section.fail("socket", &format!("a path of {socket_bytes} bytes, at most {SOCKET_PATH_BYTES_MAX} work"));
+    }
+    if local.mode_bits().is_none() {
+        section.fail("mode", &format!("\"{}\" is not octal, as \"0660\" is", local.mode.escape_debug()));
+    }
+    (local, section)
+}
+
+/// A group that does not exist or cannot be given is no reason not to run.
+fn local_group(local: &Local, warnings: &mut Vec<String>) {
+    let group = local.group.as_str();
+    if group.is_empty() {
+        return;
+    }
+    match group_id(group) {
+        None => warnings.push(format!("local.group: there is no group \"{group}\"; the socket keeps the process's")),
+        Some(id) => {
+            let mine = rustix::process::getgroups().unwrap_or_default();
+            let member = mine.iter().chain([&rustix::process::getegid()]).any(|group| group.as_raw() == id);
+            if !rustix::process::geteuid().is_root() && !member {
+                warnings.push(format!(
+                    "local.group: neither root nor a member of \"{group}\"; the socket keeps the process's group"
+                ));
+            }
+        }
+    }
+}
+
+fn read_log(mut section: Section<'_>) -> Log {
+    let log = Log { level: section.text("level").unwrap_or_else(|| Log::default().level) };
+    if log.level_filter().is_none() {
+        let known = Log::LEVELS.map(|(word, _)| format!("\"{word}\"")).join(", ");
+        section.fail("level", &format!("\"{}\" is not one of {known}", log.level.escape_debug()));
+    }
+    section.finish();
+    log
+}

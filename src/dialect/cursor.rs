@@ -1,0 +1,343 @@
+//! One (lane, epoch) of a session: how far it is acked, sent and fetched on this connection. Knows nothing of
+//! windows over several of them, of frames, or of time.
+//!
+//! `acked ≤ sent ≤ fetched`: what lies between the first two is in flight, between the last two ready to go.
+
+use std::collections::VecDeque;
+use std::ops::{Add, AddAssign, SubAssign};
+
+use crate::record::{Epoch, Fetch, Gap, INTEGER_MAX, Item, LaneName, Offer, Record, Seq, Why};
+
+/// Records, and their bytes of topic and body.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Load {
+    pub(super) records: u64,
+    pub(super) bytes: u64,
+}
+
+impl Load {
+    fn of(record: &Record) -> Self {
+        Self { records: 1, bytes: (record.topic.len() + record.body.as_bytes().len()) as u64 }
+    }
+
+    /// What is left of `self` beside `other`.
+    pub(super) const fn without(self, other: Self) -> Self {
+        Self { records: self.records.saturating_sub(other.records), bytes: self.bytes.saturating_sub(other.bytes) }
+    }
+
+    /// True where both parts fit.
+    pub(super) const fn fits(self, room: Self) -> bool {
+        self.records <= room.records && self.bytes <= room.bytes
+    }
+
+    /// The lesser of each part.
+    pub(super) fn min(self, other: Self) -> Self {
+        Self { records: self.records.min(other.records), bytes: self.bytes.min(other.bytes) }
+    }
+}
+
+impl Add for Load {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { records: self.records + other.records, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl AddAssign for Load {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl SubAssign for Load {
+    fn sub_assign(&mut self, other: Self) {
+        self.records -= other.records;
+        self.bytes -= other.bytes;
+    }
+}
+
+impl std::iter::Sum for Load {
+    fn sum<I: Iterator<Item = Self>>(loads: I) -> Self {
+        loads.fold(Self::default(), Add::add)
+    }
+}
+
+/// What the server's word on the state of a numbering means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// The server has more than was known: everything up to here.
+    Ahead(Seq),
+    /// As expected.
+    Level,
+    /// Rule 7: the server lost state; it has up to `acked`, had up to `had`.
+    Behind { acked: Seq, had: Seq },
+}
+
+/// What an `ack` means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// It goes on from here.
+    Advanced,
+    /// No higher than one before.
+    Stale,
+    /// Above all that this connection has sent, though not above all that this agent can have sent.
+    Unsent,
+    /// Rule 7: above every number this agent can have sent.
+    Foreign,
+}
+
+/// One (lane, epoch).
+#[derive(Debug)]
+pub(super) struct Cursor {
+    pub(super) lane: LaneName,
+    pub(super) epoch: Epoch,
+    /// As `hello` said it.
+    first: Seq,
+    /// One above the highest number on offer.
+    next: Seq,
+    /// The highest number this agent can have sent, ever.
+    sent_max: Seq,
+    acked: Seq,
+    sent: Seq,
+    /// Messages not yet acked as a whole, each with its last number.
+    flight: VecDeque<(Seq, Load)>,
+    flight_load: Load,
+    /// Fetched, contiguous from `sent` + 1.
+    ready: VecDeque<Item>,
+    ready_load: Load,
+    /// The question that the outbox has not answered.
+    fetch: Option<Fetch>,
+    /// An offer came since `fetch` was asked.
+    offered: bool,
+    /// The outbox had nothing, whatever `next` says: wait for an offer.
+    dry: bool,
+}
+
+impl Cursor {
+    pub(super) fn new(offer: &Offer) -> Self {
+        Self {
+            lane: offer.lane.clone(),
+            epoch: offer.epoch,
+            first: offer.first,
+            next: offer.next,
+            sent_max: offer.sent_max,
+            acked: offer.first.saturating_sub(1),
+            sent: offer.first.saturating_sub(1),
+            flight: VecDeque::new(),
+            flight_load: Load::default(),
+            ready: VecDeque::new(),
+            ready_load: Load::default(),
+            fetch: None,
+            offered: false,
+            dry: false,
+        }
+    }
+
+    pub(super) fn is(&self, lane: &LaneName, epoch: Epoch) -> bool {
+        self.epoch == epoch && self.lane == *lane
+    }
+
+    /// Rule 7: `acked` is above every number this agent can have sent.
+    pub(super) fn is_foreign(&self, acked: Seq) -> bool {
+        acked > self.sent_max.max(self.sent)
+    }
+
+    /// True for a record that the server may have refused before this connection.
+    pub(super) fn may_have_refused(&self, seq: Seq) -> bool {
+        (self.first..=self.sent_max).contains(&seq)
+    }
+
+    /// Something is sent and not acked.
+    pub(super) fn is_in_flight(&self) -> bool {
+        !self.flight.is_empty()
+    }
+
+    /// Something is on offer and not sent.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.ready.is_empty() || self.sent + 1 < self.next
+    }
+
+    /// The numbers sent on this connection and not acked.
+    pub(super) fn awaits(&self, seq: Seq) -> bool {
+        (self.acked + 1..=self.sent).contains(&seq)
+    }
+
+    /// The highest number sent on this connection.
+    pub(super) const fn sent(&self) -> Seq {
+        self.sent
+    }
+
+    /// Load in flight.
+    pub(super) const fn flight_load(&self) -> Load {
+        self.flight_load
+    }
+
+    /// Load in flight, ready, and asked for.
+    pub(super) fn claimed(&self) -> Load {
+        let asked = self.fetch.as_ref().map_or_else(Load::default, |fetch| Load {
+            records: u64::from(fetch.records_max),
+            bytes: u64::from(fetch.bytes_max),
+        });
+        self.flight_load + self.ready_load + asked
+    }
+
+    /// The `welcome`: everything up to `acked` is stored. Begins the numbering of this connection.
+    pub(super) fn on_welcome(&mut self, acked: Seq) -> Standing {
+        self.acked = acked;
+        self.sent = acked;
+        if acked >= self.first {
+            self.next = self.next.max(acked + 1);
+            return Standing::Ahead(acked);
+        }
+        let had = self.first - 1;
+        if acked == had {
+            return Standing::Level;
+        }
+        self.ready.push_back(Item::Gap(Gap { from: acked + 1, to: had, why: Why::Settled }));
+        Standing::Behind { acked, had }
+    }
+
+    pub(super) fn on_ack(&mut self, seq: Seq) -> Progress {
+        if seq <= self.acked {
+            return Progress::Stale;
+        }
+        if self.is_foreign(seq) {
+            return Progress::Foreign;
+        }
+        if seq > self.sent {
+            return Progress::Unsent;
+        }
+        self.acked = seq;
+        while let Some((last, load)) = self.flight.front().copied()
+            && last <= seq
+        {
+            self.flight.pop_front();
+            self.flight_load -= load;
+        }
+        Progress::Advanced
+    }
+
+    pub(super) fn on_offer(&mut self, offer: &Offer) {
+        self.next = self.next.max(offer.next);
+        self.offered = true;
+        self.dry = false;
+    }
+
+    /// True where the outbox has something to ask for.
+    pub(super) fn wants_fetch(&self) -> bool {
+        self.fetch.is_none() && self.ready.is_empty() && !self.dry && self.sent + 1 < self.next
+    }
+
+    /// The next question to the outbox, remembered.
+    pub(super) fn ask(&mut self, session: u64, limit: Load) -> Fetch {
+        let fetch = Fetch {
+            session,
+            lane: self.lane.clone(),
+            epoch: self.epoch,
+            from: self.sent + 1,
+            records_max: u32::try_from(limit.records).unwrap_or(u32::MAX),
+            bytes_max: u32::try_from(limit.bytes).unwrap_or(u32::MAX),
+        };
+        self.offered = false;
+        self.fetch = Some(fetch.clone());
+        fetch
+    }
+
+    /// True for the question that is open.
+    pub(super) fn asked(&self, fetch: &Fetch) -> bool {
+        self.fetch.as_ref() == Some(fetch)
+    }
+
+    /// The answer. `Err`: it does not go on where it must, at this number.
+    pub(super) fn on_items(&mut self, items: Vec<Item>) -> Result<(), Seq> {
+        self.fetch = None;
+        // An offer that crossed with an empty answer may be newer than it.
+        self.dry = items.is_empty() && !self.offered;
+        let mut expected = self.sent + 1;
+        for item in &items {
+            if item.first() != expected || item.last() < item.first() {
+                return Err(expected);
+            }
+            expected = item.last() + 1;
+        }
+        self.ready_load += items.iter().map(load_of).sum();
+        self.ready.extend(items);
+        self.next = self.next.max(expected);
+        Ok(())
+    }
+
+    /// True where a record is the next to go.
+    pub(super) fn record_is_next(&self) -> bool {
+        matches!(self.ready.front(), Some(Item::Record(_)))
+    }
+
+    /// The gap that is next to go.
+    pub(super) fn take_gap(&mut self) -> Option<Gap> {
+        match self.ready.front() {
+            Some(Item::Gap(gap)) => {
+                let gap = *gap;
+                self.ready.pop_front();
+                Some(gap)
+            }
+            Some(Item::Record(_)) | None => None,
+        }
+    }
+
+    /// The records that are next to go, within `batch`, the first of them only within `first`.
+    pub(super) fn take_records(&mut self, first: Load, batch: Load) -> Vec<Record> {
+        let (mut taken, mut load) = (Vec::new(), Load::default());
+        while let Some(Item::Record(record)) = self.ready.front() {
+            let one = Load::of(record);
+            let goes = if taken.is_empty() { one.fits(first) } else { (load + one).fits(batch) };
+            if !goes {
+                break;
+            }
+            if let Some(Item::Record(mut record)) = self.ready.pop_front() {
+                // A time that the wire cannot carry is no time; it must not hold up the lane for ever.
+                record.at = record.at.filter(|at| *at <= INTEGER_MAX);
+                load += one;
+                taken.push(record);
+            }
+        }
+        self.ready_load -= load;
+        taken
+    }
+
+    /// These went out in one message.
+    pub(super) fn on_records_sent(&mut self, records: &[Record]) {
+        if let Some(last) = records.last() {
+            self.sent = last.seq;
+            let load = records.iter().map(Load::of).sum();
+            self.flight.push_back((last.seq, load));
+            self.flight_load += load;
+        }
+    }
+
+    /// This went out.
+    pub(super) fn on_gap_sent(&mut self, gap: Gap) {
+        self.sent = gap.to;
+        self.flight.push_back((gap.to, Load::default()));
+    }
+
+    /// What always holds, checked after every change in debug builds.
+    pub(super) fn check_invariants(&self) {
+        debug_assert!(self.acked <= self.sent && self.sent < self.next);
+        debug_assert!(self.ready.front().is_none_or(|item| item.first() == self.sent + 1), "ready goes on from sent");
+        debug_assert!(
+            self.ready.iter().zip(self.ready.iter().skip(1)).all(|(one, two)| one.last() + 1 == two.first()),
+            "ready is contiguous"
+        );
+        debug_assert_eq!(self.ready_load, self.ready.iter().map(load_of).sum());
+        debug_assert_eq!(self.flight_load, self.flight.iter().map(|(_, load)| *load).sum());
+        debug_assert_eq!(self.flight.back().map_or(self.acked, |(last, _)| *last), self.sent, "flight ends at sent");
+        debug_assert!(self.flight.front().is_none_or(|(last, _)| *last > self.acked), "what is acked has landed");
+        debug_assert!(self.fetch.as_ref().is_none_or(|fetch| fetch.from == self.sent + 1 && self.ready.is_empty()));
+    }
+}
+
+fn load_of(item: &Item) -> Load {
+    match item {
+        Item::Record(record) => Load::of(record),
+        Item::Gap(_) => Load::default(),
+    }
+}

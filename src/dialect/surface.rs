@@ -1,0 +1,168 @@
+//! What goes into a session and what comes out of it: values, no behaviour.
+
+use super::message::{CommandCursor, Frame};
+use crate::config::Encoding;
+use crate::link::Failure;
+use crate::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
+
+/// What a session needs of the configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Records unacknowledged on the connection, at most.
+    pub window_records: u32,
+    /// Bytes of topic and body unacknowledged on the connection, at most; a lone larger record goes alone.
+    pub window_bytes: u32,
+    /// Bytes of topic and body in one message, at most; a lone larger record goes alone.
+    pub batch_bytes_max: u32,
+    /// Longest wait for an ack with something in flight, in ms.
+    pub ack_timeout_ms: u64,
+    /// The configured endpoints' URLs.
+    pub endpoint_urls: Vec<String>,
+}
+
+/// What `hello` says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Greeting {
+    /// Unique in the fleet.
+    pub device: String,
+    /// `name/version`.
+    pub agent: String,
+    /// Random, new at each start of the agent.
+    pub boot: String,
+    /// All that the connection will carry.
+    pub offers: Vec<Offer>,
+    /// The last command done.
+    pub commands: Option<CommandCursor>,
+    /// The class of what ended the session before.
+    pub last: Option<String>,
+    /// The session's number in this process; stands in every [`Fetch`].
+    pub session: u64,
+    /// As negotiated.
+    pub encoding: Encoding,
+    /// Records in one message, at most: halved after connections that ended before any ack advanced (rule 6).
+    pub batch_records_max: u32,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input<'a> {
+    /// A message came.
+    Text(&'a str),
+    /// A message came.
+    Binary(&'a [u8]),
+    /// What the outbox can offer now, all of it. An offer of a (lane, epoch) that `hello` did not name ends the
+    /// session ([`crate::link::Class::Renewed`]).
+    Offers(&'a [Offer]),
+    /// The outbox's answer to a [`Fetch`], contiguous from its `from`; empty: nothing there after all.
+    Items(&'a Fetch, Vec<Item>),
+}
+
+/// What a frame is for: bytes on the wire are counted by purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Records and gaps.
+    Records,
+    /// Acks and refusals.
+    Acks,
+    /// Commands and what is done of them.
+    Commands,
+    /// Pings and pongs.
+    Heartbeat,
+    /// Upgrade, `hello`, `welcome`.
+    Handshake,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Send this.
+    Transmit {
+        /// The message.
+        frame: Frame,
+        /// What for.
+        purpose: Purpose,
+    },
+    /// Ask the outbox; at most one per (lane, epoch) is outstanding.
+    Fetch(Fetch),
+    /// `welcome` came.
+    Greeted {
+        /// The session's name, for the log.
+        name: String,
+        /// The server's Unix time, in ms.
+        server_now_ms: u64,
+    },
+    /// A first ack came, or there was nothing to send.
+    Proved,
+    /// Everything up to `seq` is stored upstream.
+    Acked {
+        /// The lane.
+        lane: LaneName,
+        /// The epoch.
+        epoch: Epoch,
+        /// The last number stored.
+        seq: Seq,
+    },
+    /// Refused for ever; comes before the `Acked` that covers it.
+    Rejected {
+        /// The lane.
+        lane: LaneName,
+        /// The epoch.
+        epoch: Epoch,
+        /// The record's number.
+        seq: Seq,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Rule 7: this numbering is not ours; an `End` follows. The outbox draws a new epoch.
+    Foreign {
+        /// The lane.
+        lane: LaneName,
+        /// The epoch that is not ours.
+        epoch: Epoch,
+    },
+    /// Rule 7: the server lost state; a `settled` gap goes up.
+    Forgotten {
+        /// The lane.
+        lane: LaneName,
+        /// The epoch.
+        epoch: Epoch,
+        /// What the server still has.
+        acked: Seq,
+        /// What it had.
+        had: Seq,
+    },
+    /// For local programs.
+    Command {
+        /// Its number in the command stream.
+        seq: u64,
+        /// What it is about.
+        topic: String,
+        /// What it says.
+        body: Body,
+    },
+    /// The server asks us to leave.
+    Retry {
+        /// Not before, in ms.
+        after_ms: u64,
+        /// The width of the spread, in ms.
+        spread_ms: u64,
+        /// The configured endpoint to come back to.
+        endpoint: Option<String>,
+    },
+    /// The session is over: nothing comes after it.
+    End {
+        /// For the link.
+        failure: Failure,
+        /// Close with this code.
+        close: Option<u16>,
+    },
+}
+
+/// Why a deadline is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Timer {
+    /// Records in flight want an ack.
+    Ack,
+    /// The pace allows the next record.
+    Pace,
+}

@@ -1,0 +1,5 @@
+//! The `backhaul` command.
+
+fn main() -> std::process::ExitCode {
+    backhaul::cli::main()
+}

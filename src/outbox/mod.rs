@@ -1,0 +1,372 @@
+//! The outbox: records on flash until the upstream has them. CORE over a small disk trait: no file, thread or
+//! clock in here. `open` is total, power loss is the only shutdown, no loss is silent and none is invented.
+
+pub mod disk;
+pub mod format;
+mod lane;
+mod log;
+mod read;
+mod recover;
+mod runs;
+mod segments;
+pub mod sim_disk;
+
+use std::time::Duration;
+
+use crate::config;
+use crate::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
+use crate::status;
+use crate::time::Instant;
+use disk::{Disk, Entry};
+use lane::{ACK_LAG_MS_MAX, Io, Lane, TAIL_BYTES_MAX};
+use segments::{batch_bytes_max, parse_segment_name};
+
+/// What the outbox needs of the configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// `[outbox] segment_bytes`
+    pub segment_bytes: u32,
+    /// `[outbox] headroom_bytes_min`
+    pub headroom_bytes_min: u64,
+    /// `[local] record_bytes_max`
+    pub record_bytes_max: u32,
+    /// `[[lane]]`; the default lane is the one that says so, else the first.
+    pub lanes: Vec<config::Lane>,
+    /// Who this gateway is: a folder written by another one is a copied image.
+    pub device: String,
+    /// The machine's id, likewise; empty where there is none.
+    pub machine: String,
+}
+
+/// Index of a configured lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LaneId(pub u16);
+
+/// A record as it is handed in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draft {
+    /// Unix ms, or null while no clock was ever known.
+    pub at: Option<u64>,
+    /// Which boot it arrived in (the boot id, folded).
+    pub boot: u32,
+    /// Boot clock at its arrival, in ms.
+    pub boot_ms: u64,
+    /// Time to live in seconds; 0: for ever.
+    pub ttl_s: u32,
+    /// What it is about.
+    pub topic: String,
+    /// The producer's own name for it.
+    pub key: Option<String>,
+    /// What it says.
+    pub body: Body,
+}
+
+impl Draft {
+    /// Topic, key and body: what its producer handed in.
+    pub fn bytes(&self) -> usize {
+        self.wire_bytes() + self.key.as_ref().map_or(0, String::len)
+    }
+
+    /// Topic and body: what goes upstream.
+    pub fn wire_bytes(&self) -> usize {
+        self.topic.len() + self.body.as_bytes().len()
+    }
+}
+
+/// Why a record was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PushError {
+    /// The lane is full and its overflow policy is `reject`.
+    Full,
+    /// Topic and body exceed `record_bytes_max`.
+    TooLarge,
+    /// Flash does not take it now.
+    Degraded,
+}
+
+/// What `open` found, for the log and for events upstream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// One line each, for people.
+    pub notes: Vec<String>,
+    /// The folder was another device's: every lane has a new epoch.
+    pub copied_image: bool,
+    /// Of these not one header is intact: what they held has no numbers left to name in a gap. A new epoch begins.
+    pub lost_lanes: Vec<LaneName>,
+}
+
+/// Why a deadline is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timer {
+    /// A `group` lane's records are due on flash.
+    Commit,
+    /// Acks not yet on flash are due there.
+    Acks,
+}
+
+/// The outbox.
+pub struct Outbox<D: Disk> {
+    io: Io<D>,
+    /// Configured lanes in the order of the configuration, then those that are only on flash.
+    lanes: Vec<Lane>,
+    default: LaneId,
+    record_bytes_max: u32,
+}
+
+/// The file that says whose folder this is.
+pub const IDENTITY_FILE: &str = "lock";
+
+impl<D: Disk> Outbox<D> {
+    /// Opens whatever lies on `disk`. Total: any bytes at all give a working outbox and a report.
+    pub fn open(disk: D, config: &Config, seed: u64) -> (Self, Report) {
+        let rng = fastrand::Rng::with_seed(seed);
+        let mut io = Io { disk, rng, purposes: Default::default(), payload_bytes: 0, syncs: 0, scratch: Vec::new() };
+        let mut report = Report::default();
+        let files = io.disk.list().unwrap_or_else(|error| {
+            report.notes.push(format!("the folder cannot be listed: {error}"));
+            Vec::new()
+        });
+        let mut lanes: Vec<Lane> = Vec::new();
+        let new = |name: LaneName, lane| Lane::new(name, lane, config.segment_bytes, config.headroom_bytes_min);
+        for lane in &config.lanes {
+            lanes.push(new(lane.name.clone(), Some(lane.clone())));
+        }
+        for (name, _) in files.iter().filter_map(|file| parse_segment_name(&file.name)) {
+            if lanes.iter().all(|lane| lane.name != name) {
+                lanes.push(new(name, None));
+            }
+        }
+        for lane in &mut lanes {
+            let own = |file: &&Entry| parse_segment_name(&file.name).is_some_and(|(name, _)| name == lane.name);
+            let own: Vec<Entry> = files.iter().filter(own).cloned().collect();
+            lane.recover(&mut io, &own, &mut report);
+        }
+        let default = config.lanes.iter().position(|lane| lane.default).unwrap_or(0);
+        let mut outbox = Self { io, lanes, default: LaneId(default as u16), record_bytes_max: config.record_bytes_max };
+        outbox.check_identity(config, &mut report);
+        outbox.remove_drained();
+        (outbox, report)
+    }
+
+    /// A folder that another device wrote is a copied image: its numbering is that device's, ours begins anew.
+    fn check_identity(&mut self, config: &Config, report: &mut Report) {
+        let ours = format!("{}\n{}\n", config.device, config.machine);
+        let mut bytes = vec![0; 1024];
+        let read = self.io.disk.read_at(IDENTITY_FILE, 0, &mut bytes).unwrap_or(0);
+        bytes.truncate(read);
+        // Zeros: cut in the middle of writing it, before the first record.
+        let blank = bytes.iter().all(|&byte| byte == 0 || byte == b' ');
+        if bytes.trim_ascii_end() == ours.trim_end().as_bytes() {
+            return;
+        }
+        if !blank {
+            report.copied_image = true;
+            report
+                .notes
+                .push("this folder was written by another device or machine: every lane begins a new epoch".into());
+            let mut renumbered = true;
+            for lane in &mut self.lanes {
+                for log in 0..lane.logs.len() {
+                    renumbered &= lane.renumber(&mut self.io, log);
+                }
+            }
+            if !renumbered {
+                // The next start finds the other's name again, and tries again.
+                return;
+            }
+        }
+        // Blanks over a longer old name, so that no truncation is needed.
+        let padded = format!("{ours:<width$}", width = read.min(1024));
+        let written = self.io.disk.write_at(IDENTITY_FILE, 0, padded.as_bytes());
+        if let Err(error) = written.and_then(|()| self.io.sync(IDENTITY_FILE)).and_then(|()| self.io.disk.sync_dir()) {
+            report.notes.push(format!("{IDENTITY_FILE}: {error}"));
+        }
+    }
+
+    /// The lane of this name; `None`: the default lane.
+    pub fn lane(&self, name: Option<&str>) -> Option<LaneId> {
+        let Some(name) = name else { return Some(self.default) };
+        let found = self.lanes.iter().position(|lane| lane.name.as_str() == name && lane.config.is_some());
+        found.map(|index| LaneId(index as u16))
+    }
+
+    /// The lane's name.
+    pub fn lane_name(&self, lane: LaneId) -> &LaneName {
+        &self.lanes[usize::from(lane.0)].name
+    }
+
+    /// The lane's commit mode.
+    pub fn commit_mode(&self, lane: LaneId) -> config::Commit {
+        self.lanes[usize::from(lane.0)].config.as_ref().map_or(config::Commit::Sync, |config| config.commit)
+    }
+
+    /// Takes a record and numbers it. It is in RAM until [`Outbox::commit`]; a full batch goes to flash at once.
+    pub fn push(&mut self, lane: LaneId, draft: Draft, now: Instant) -> Result<(Epoch, Seq), PushError> {
+        if draft.bytes() > self.record_bytes_max as usize {
+            return Err(PushError::TooLarge);
+        }
+        let lane = &mut self.lanes[usize::from(lane.0)];
+        let position = lane.push(&mut self.io, draft, now)?;
+        let seq = (lane.log().epoch, position - lane.log().base);
+        Ok(seq)
+    }
+
+    /// Puts all that the lane holds in RAM on flash and syncs it. An error: of what was pushed since the last call,
+    /// something was not taken, and nothing of it may be called committed.
+    pub fn commit(&mut self, lane: LaneId) -> Result<(), PushError> {
+        self.lanes[usize::from(lane.0)].commit(&mut self.io)
+    }
+
+    /// The current epoch and the highest number of it that is on flash.
+    pub fn committed(&self, lane: LaneId) -> (Epoch, Seq) {
+        let log = self.lanes[usize::from(lane.0)].log();
+        (log.epoch, log.durable - log.base)
+    }
+
+    /// Whether this record reached flash: what was pushed before a commit that failed may have, or may not.
+    pub fn is_committed(&self, lane: LaneId, epoch: Epoch, seq: Seq) -> bool {
+        let log = self.lanes[usize::from(lane.0)].log();
+        log.epoch == epoch && log.reached_flash(seq + log.base)
+    }
+
+    /// What a `hello` says, and what a session may fetch: changes after commits, acks and drops.
+    pub fn offers(&self) -> Vec<Offer> {
+        self.lanes.iter().flat_map(|lane| lane.logs.iter().map(|log| log.offer(&lane.name))).collect()
+    }
+
+    fn find(&self, lane: &LaneName, epoch: Epoch) -> Option<(usize, usize)> {
+        let index = self.lanes.iter().position(|known| known.name == *lane)?;
+        Some((index, self.lanes[index].logs.iter().position(|log| log.epoch == epoch)?))
+    }
+
+    /// What comes next, contiguous from `fetch.from`: records and gaps, only what may leave the gateway. Counts as
+    /// sent. Empty where nothing is there, or the epoch is not ours any more.
+    pub fn fetch(&mut self, fetch: &Fetch) -> Vec<Item> {
+        let Some((lane, log)) = self.find(&fetch.lane, fetch.epoch) else { return Vec::new() };
+        let lane = &mut self.lanes[lane];
+        let from = (fetch.from + lane.logs[log].base).max(lane.logs[log].acked + 1);
+        lane.fetch(&mut self.io, log, from, fetch.records_max as usize, fetch.bytes_max as usize)
+    }
+
+    /// Everything up to `seq` is stored upstream.
+    pub fn acked(&mut self, lane: &LaneName, epoch: Epoch, seq: Seq, now: Instant) {
+        if let Some((lane, log)) = self.find(lane, epoch) {
+            let position = seq + self.lanes[lane].logs[log].base;
+            self.lanes[lane].acked(&mut self.io, log, position, now);
+            self.remove_drained();
+        }
+    }
+
+    /// Lanes that are not configured any more go when they are drained. They stand last: no [`LaneId`] moves.
+    fn remove_drained(&mut self) {
+        let io = &mut self.io;
+        self.lanes.retain_mut(|lane| lane.config.is_some() || !lane.remove_if_drained(io));
+    }
+
+    /// The server refused this record for ever: it is counted; the ack that covers it trims it.
+    pub fn rejected(&mut self, lane: &LaneName, epoch: Epoch, seq: Seq, reason: &str) {
+        if let Some((lane, _)) = self.find(lane, epoch) {
+            self.lanes[lane].counters.rejected += 1;
+            ::log::warn!(target: "outbox", "record rejected lane={} seq={seq} reason={reason:?}", self.lanes[lane].name);
+        }
+    }
+
+    /// Protocol rule 7: the numbering is not ours. Draws a new epoch, durably; all that is held is numbered from 1.
+    pub fn renumber(&mut self, lane: &LaneName, epoch: Epoch) {
+        if let Some((lane, log)) = self.find(lane, epoch) {
+            // What is in RAM was numbered in the old epoch; on flash it moves along.
+            let _ = self.lanes[lane].commit(&mut self.io);
+            self.lanes[lane].renumber(&mut self.io, log);
+        }
+    }
+
+    /// When [`Outbox::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        let commits = self.lanes.iter().filter_map(|lane| {
+            let config = lane.config.as_ref()?;
+            Some((lane.pending_since()? + Duration::from_millis(config.commit_ms), Timer::Commit))
+        });
+        let acks = self
+            .lanes
+            .iter()
+            .filter_map(|lane| Some((lane.acks_since()? + Duration::from_millis(ACK_LAG_MS_MAX), Timer::Acks)));
+        commits.chain(acks).min_by_key(|(at, _)| *at)
+    }
+
+    /// Group commits and ack flushes that are due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        for lane in &mut self.lanes {
+            let due = |since: Option<Instant>, ms| since.is_some_and(|since| since + Duration::from_millis(ms) <= now);
+            if let Some(config) = &lane.config
+                && due(lane.pending_since(), config.commit_ms)
+            {
+                // Nobody waits for it; what failed is counted and said in the status.
+                let _ = lane.commit(&mut self.io);
+            }
+            if due(lane.acks_since(), ACK_LAG_MS_MAX) {
+                lane.flush_acks(&mut self.io, now);
+            }
+        }
+    }
+
+    /// A `group` lane holds more in RAM than `commit_bytes`: it wants a commit now.
+    pub fn is_due(&self, lane: LaneId) -> bool {
+        let lane = &self.lanes[usize::from(lane.0)];
+        lane.config.as_ref().is_some_and(|config| lane.pending().1 >= config.commit_bytes as usize)
+    }
+
+    /// A clean stop: everything in RAM goes to flash, acks too. Never needed for safety.
+    pub fn flush(&mut self) {
+        for lane in &mut self.lanes {
+            let _ = lane.commit(&mut self.io);
+            lane.flush_acks(&mut self.io, Instant::default());
+        }
+    }
+
+    /// The lanes' part of the status.
+    pub fn lanes_status(&self, wall_ms: Option<u64>) -> Vec<status::Lane> {
+        self.lanes.iter().map(|lane| lane.status(wall_ms)).collect()
+    }
+
+    /// The flash's part of the status; times of syncs are the shell's to add.
+    pub fn flash_status(&self) -> status::Flash {
+        let purposes = self.io.purposes;
+        let degraded = self.lanes.iter().any(|lane| lane.degraded);
+        status::Flash {
+            bytes_written: purposes.records + purposes.acks + purposes.reserve + purposes.segments + purposes.other,
+            bytes_payload: self.io.payload_bytes,
+            syncs: self.io.syncs,
+            state: if degraded { "degraded" } else { "ok" }.into(),
+            by_purpose: purposes,
+            ..status::Flash::default()
+        }
+    }
+
+    /// Bytes in RAM: records waiting for flash, and the newest ones kept.
+    pub fn queues_bytes(&self) -> u64 {
+        self.lanes.iter().map(Lane::ram_bytes).sum()
+    }
+
+    /// The disk, for tests and for the shell's own figures.
+    pub fn disk_mut(&mut self) -> &mut D {
+        &mut self.io.disk
+    }
+
+    /// Gives the disk back: what a power cut leaves.
+    pub fn into_disk(self) -> D {
+        self.io.disk
+    }
+}
+
+/// Most bytes of RAM that an outbox with this configuration holds: for each lane a batch on its way to flash (as
+/// records and encoded), the newest records, one batch read back; and one batch as pages.
+pub fn memory_bytes_max(config: &Config) -> u64 {
+    let segment = u64::from(config.segment_bytes);
+    let lane = 4 * segment + TAIL_BYTES_MAX as u64 * 2;
+    lane * config.lanes.len() as u64 + segment
+}
+
+/// Largest record (topic, key and body) that fits into one segment of this size beside its header and last page.
+pub const fn record_bytes_max(segment_bytes: u32) -> u32 {
+    (batch_bytes_max(segment_bytes) - format::RECORD_OVERHEAD_BYTES_MAX) as u32
+}

@@ -1,0 +1,365 @@
+//! Opening a lane from whatever lies in its files. Total: it always ends with a lane that works, and says what it
+//! lost. It reads one page a segment, walks the newest segment of each log, and nothing of the backlog.
+
+use std::io;
+
+use super::Report;
+use super::disk::{Disk, Entry};
+use super::format::{self, Header, PAGE_BYTES, Page, Place, SEGMENT_BYTES_MAX, Slot};
+use super::lane::{Io, Lane, Purpose, Reach};
+use super::log::{Log, RESERVE_STEP};
+use super::runs::Runs;
+use super::segments::{Segment, Use, make_segment, parse_segment_name, segment_name};
+use crate::record::Why;
+
+/// What a segment's pages say at first sight.
+enum Scan {
+    /// Zeros, whole.
+    Empty,
+    /// Never whole, or, if unknown, of no known age: nothing in it can be read.
+    Remake { unknown: bool },
+    /// Its first intact header of the newest lap in it, and whether its first page is damaged: not zero, not stale.
+    Batches { first: Header, first_page_bad: bool },
+}
+
+/// What the walk through a log's newest segment found.
+struct Walk {
+    headers: Vec<Header>,
+    /// Page after the last batch.
+    page: u32,
+    records: u32,
+    /// The page after the last batch is damaged: something durable may have stood there.
+    tail_bad: bool,
+    /// There are damaged pages behind that one: a torn write's leftovers.
+    leftovers: bool,
+    /// Positions of the last batch that are not intact, and whether by damage.
+    lost: Vec<(u64, bool)>,
+}
+
+/// What has to be put right on flash once the lane's logs are known.
+#[derive(Default)]
+struct Repairs {
+    /// The newest log's tail is in doubt: that must stand on flash before the evidence goes.
+    doubt: bool,
+    /// Numbers of segments in which a new lap may have begun: their first page is damaged, or all there is.
+    suspects: Vec<u32>,
+    /// Numbers of segments that were never whole.
+    remake: Vec<u32>,
+    /// Damaged pages lie behind the tail, which a later start must not take for a damaged tail.
+    leftovers: bool,
+}
+
+impl Lane {
+    /// Takes in the lane's files. Afterwards it has at least one log, unless storage takes nothing at all.
+    pub fn recover<D: Disk>(&mut self, io: &mut Io<D>, files: &[Entry], report: &mut Report) {
+        let Report { notes, lost_lanes, .. } = report;
+        let mut scanned: Vec<(usize, Header, bool)> = Vec::new();
+        let mut repairs = Repairs::default();
+        let mut unknown = 0;
+        for entry in files {
+            let Some((_, number)) = parse_segment_name(&entry.name) else { continue };
+            // Longer than any segment is hostile: what lies behind is left alone.
+            let pages = (entry.bytes.min(u64::from(SEGMENT_BYTES_MAX)) / PAGE_BYTES as u64) as u32;
+            let mut segment = Segment { number, pages, used: None };
+            match self.scan(io, &segment) {
+                Scan::Empty => {}
+                Scan::Remake { unknown: lost } => {
+                    unknown += u64::from(lost);
+                    if lost {
+                        repairs.suspects.push(number);
+                    } else {
+                        segment.pages = self.segment_bytes / PAGE_BYTES as u32;
+                        repairs.remake.push(number);
+                    }
+                }
+                Scan::Batches { first, first_page_bad } => scanned.push((self.segments.len(), first, first_page_bad)),
+            }
+            self.segments.push(segment);
+        }
+        scanned.sort_by_key(|(_, header, _)| header.lap);
+        self.lap = scanned.last().map_or(0, |(_, header, _)| header.lap);
+        let mut origins: Vec<u64> = Vec::new();
+        for (_, header, _) in &scanned {
+            origins.retain(|origin| *origin != header.origin);
+            origins.push(header.origin);
+        }
+        // Oldest log first: in the order of their newest segments.
+        for (index, origin) in origins.iter().enumerate() {
+            let own: Vec<_> = scanned.iter().filter(|(_, header, _)| header.origin == *origin).cloned().collect();
+            let newest = index + 1 == origins.len();
+            let mut own_repairs = self.recover_log(io, &own, if newest { unknown } else { 0 }, notes);
+            if newest {
+                repairs.doubt = own_repairs.doubt;
+                repairs.leftovers = own_repairs.leftovers;
+                repairs.suspects.append(&mut own_repairs.suspects);
+            }
+        }
+        for log in
+            (0..self.logs.len().saturating_sub(1)).rev().filter(|log| self.logs[*log].is_drained()).collect::<Vec<_>>()
+        {
+            self.close(log);
+        }
+        if self.logs.is_empty() && unknown > 0 {
+            lost_lanes.push(self.name.clone());
+        }
+        self.prepare(io, repairs, notes);
+    }
+
+    /// What is still to be written before records may leave: nothing, after an ordinary start. The order matters:
+    /// what the damage may have held stands on flash as a run before the damage goes.
+    fn prepare<D: Disk>(&mut self, io: &mut Io<D>, repairs: Repairs, notes: &mut Vec<String>) {
+        let Repairs { doubt, mut suspects, mut remake, leftovers } = repairs;
+        if self.logs.is_empty() {
+            remake.append(&mut suspects);
+        }
+        self.remake(io, &remake, notes);
+        if self.logs.is_empty()
+            && let Err(error) = self.begin(io)
+        {
+            self.degraded = true;
+            notes.push(format!("lane {}: {error}", self.name));
+        }
+        // Where a new lap may have begun, it goes on behind the damage; what it was stays to be seen until then.
+        let taken = suspects.first().and_then(|number| self.segments.iter().position(|s| s.number == *number));
+        if let Some(index) = taken {
+            self.take(index, self.logs.len() - 1);
+            self.segments[index].used.as_mut().expect("just taken").page = 1;
+        }
+        if !(doubt || taken.is_some()) || self.write_repair(io) {
+            self.remake(io, suspects.get(1..).unwrap_or_default(), notes);
+            if (leftovers || doubt || taken.is_some())
+                && let Err(error) = self.scrub(io, taken.is_some())
+            {
+                notes.push(format!("lane {}: {error}", self.name));
+            }
+            self.shed(io);
+        }
+        for log in 0..self.logs.len() {
+            self.reserve(io, log, Reach::Spare);
+            // Never written by us, but then neither could be told by name.
+            if self.logs[..log].iter().any(|older| older.epoch == self.logs[log].epoch) {
+                self.renumber(io, log);
+            }
+        }
+    }
+
+    /// Makes segments anew that hold nothing.
+    fn remake<D: Disk>(&mut self, io: &mut Io<D>, numbers: &[u32], notes: &mut Vec<String>) {
+        let name = self.name.clone();
+        self.segments.retain(|segment| {
+            if !numbers.contains(&segment.number) {
+                return true;
+            }
+            let file = segment_name(&name, segment.number);
+            let made = make_segment(io, &file, segment.pages * PAGE_BYTES as u32);
+            made.inspect_err(|error| notes.push(format!("{file} cannot be made: {error}"))).is_ok()
+        });
+    }
+
+    /// Fills damaged pages behind the tail with zeros, and the first page of a segment that goes on behind it.
+    fn scrub<D: Disk>(&self, io: &mut Io<D>, first_page: bool) -> io::Result<()> {
+        let Some(segment) = self.current(self.log().origin).map(|index| &self.segments[index]) else { return Ok(()) };
+        let written = segment.used.map_or(0, |used| used.page);
+        let name = segment_name(&self.name, segment.number);
+        for page in first_page.then_some(0).into_iter().chain(written..segment.data_pages()) {
+            if self.read_page(io, segment, page).1 == Page::Bad {
+                io.disk.write_at(&name, u64::from(page) * PAGE_BYTES as u64, &[0; PAGE_BYTES])?;
+                io.purposes.other += PAGE_BYTES as u64;
+            }
+        }
+        io.sync(&name)
+    }
+
+    fn write_repair<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
+        match self.logs.len().checked_sub(1) {
+            Some(newest) => matches!(self.write_header(io, newest, Purpose::Repair, Reach::Again), Ok(true)),
+            None => false,
+        }
+    }
+
+    fn scan<D: Disk>(&self, io: &mut Io<D>, segment: &Segment) -> Scan {
+        let (bytes, kind) = self.read_page(io, segment, 0);
+        let place = Place { segment: segment.number, page: 0 };
+        let header = Header::decode(&bytes[..format::PAYLOAD_BYTES], place).filter(|header| header.lane == self.name);
+        if let Some(first) = header {
+            return Scan::Batches { first, first_page_bad: false };
+        }
+        let mut newest: Option<Header> = None;
+        let mut zero = kind == Page::Zero;
+        let first_page_bad = kind == Page::Bad;
+        for page in 1..segment.pages {
+            let (bytes, kind) = self.read_page(io, segment, page);
+            zero &= kind == Page::Zero;
+            let place = Place { segment: segment.number, page };
+            let header = Header::decode(&bytes[..format::PAYLOAD_BYTES], place).filter(|h| h.lane == self.name);
+            if let Some(header) = header
+                && newest.as_ref().is_none_or(|newest| newest.lap < header.lap)
+            {
+                newest = Some(header);
+            }
+        }
+        // Zeros, shorter than what is made: perhaps cut while it was filled, before anything could lie in it.
+        let short = u64::from(segment.pages) * (PAGE_BYTES as u64) < u64::from(self.segment_bytes);
+        match newest {
+            Some(first) => Scan::Batches { first, first_page_bad },
+            None if segment.pages == 0 || zero && short => Scan::Remake { unknown: false },
+            None if zero => Scan::Empty,
+            None => Scan::Remake { unknown: true },
+        }
+    }
+
+    /// One log from its segments, in the order of their laps.
+    fn recover_log<D: Disk>(
+        &mut self,
+        io: &mut Io<D>,
+        own: &[(usize, Header, bool)],
+        unknown: u64,
+        notes: &mut Vec<String>,
+    ) -> Repairs {
+        let Some((newest, first, _)) = own.last() else { return Repairs::default() };
+        let segment = self.segments[*newest].clone();
+        // After SIGKILL the page cache may hold what flash does not.
+        if let Err(error) = io.sync(&segment_name(&self.name, segment.number)) {
+            notes.push(format!("lane {}: sync failed: {error}", self.name));
+        }
+        let walk = self.walk(io, &segment, first);
+        let top = walk.headers.last().unwrap_or(first);
+        let firsts = own[..own.len() - 1].iter().map(|(_, header, _)| header);
+        let headers: Vec<&Header> = firsts.chain(&walk.headers).collect();
+        let highest = |field: fn(&Header) -> u64| headers.iter().map(|header| field(header)).max().unwrap_or(0);
+        let acked = highest(|header| header.acked);
+        let floor = top.floor.max(acked);
+        let last = highest(|header| header.next() - 1).max(floor);
+        let mut log = Log::new(top.origin, top.epoch);
+        log.base = top.base.min(acked);
+        log.acked = acked;
+        log.floor = floor;
+        log.next = last + 1;
+        log.durable = last;
+        log.durable_acked = acked;
+        log.durable_floor = floor;
+        log.covered_before = walk.headers.iter().rev().nth(1).map_or(0, |before| before.acked.max(before.floor));
+        log.runs = Runs::from_header(&top.runs);
+        log.runs.trim(acked);
+        // A crash may have left this epoch on one page only: then nothing of it has left, nor may it yet.
+        let own_epoch = headers.iter().filter(|header| header.epoch == top.epoch);
+        let mut reserved: Vec<u64> = own_epoch.map(|header| header.reserved).collect();
+        reserved.sort_unstable();
+        log.reserved = [reserved.iter().rev().nth(1).copied().unwrap_or(0), highest(|header| header.reserved)];
+        // Likewise numbers that were skipped, if the newest header alone says so.
+        if let Some(skipped) = log.runs.at(top.first - 1)
+            && headers.iter().filter(|header| header.next() >= top.first).count() < 2
+        {
+            log.reserved[0] = log.reserved[0].min(skipped.from - 1);
+        }
+        log.runs.fill(acked + 1, floor, Why::Unknown);
+        for (position, damaged) in &walk.lost {
+            if *position > acked {
+                self.counters.torn +=
+                    log.runs.fill(*position, *position, if *damaged { Why::Unknown } else { Why::Torn });
+            }
+        }
+        let suspects = self.place(own, &walk, &log);
+        let doubt = walk.tail_bad || unknown > 0 || !suspects.is_empty();
+        if doubt || top.eager {
+            let steps = unknown + u64::from(doubt);
+            let next = log.reserved[1].max(last) + steps * RESERVE_STEP + 1;
+            let why = if doubt { Why::Unknown } else { Why::Torn };
+            notes.push(format!(
+                "lane {}: the tail is not proved, numbers go on from {next} ({})",
+                self.name,
+                why.as_str()
+            ));
+            log.skip_to(next, why);
+        }
+        log.sent_max = log.next - 1;
+        log.check_invariants();
+        self.logs.push(log);
+        Repairs { doubt, suspects, leftovers: walk.leftovers, ..Repairs::default() }
+    }
+
+    /// Says of each segment what lies in it. Returns the numbers of those whose first page is damaged and whose
+    /// other pages are covered: a new lap may have begun there.
+    fn place(&mut self, own: &[(usize, Header, bool)], walk: &Walk, log: &Log) -> Vec<u32> {
+        let mut suspects = Vec::new();
+        for (rank, (index, first, first_page_bad)) in own.iter().enumerate() {
+            let newest = rank + 1 == own.len();
+            let mut end = own.get(rank + 1).map_or(log.next, |(_, header, _)| header.first);
+            // What was skipped between two segments lies in neither.
+            while let Some(run) = log.runs.at(end - 1) {
+                end = run.from;
+            }
+            if *first_page_bad && !newest && end <= log.covered() + 1 {
+                suspects.push(self.segments[*index].number);
+                continue;
+            }
+            let (page, records) = if newest { (walk.page, walk.records) } else { (self.segments[*index].pages, 0) };
+            let batches = if newest { walk.headers.len() as u32 } else { 0 };
+            let used = Use { origin: first.origin, lap: first.lap, first: first.first, end, records, batches, page };
+            self.segments[*index].used = Some(used);
+        }
+        suspects
+    }
+
+    fn walk<D: Disk>(&self, io: &mut Io<D>, segment: &Segment, first: &Header) -> Walk {
+        let (mut headers, mut records) = (Vec::<Header>::new(), 0u32);
+        let (mut page, mut last_at, mut end) = (0, 0, 0);
+        let mut bad = Vec::new();
+        while page < segment.pages {
+            let (bytes, kind) = self.read_page(io, segment, page);
+            let place = Place { segment: segment.number, page };
+            let header = Header::decode(&bytes[..format::PAYLOAD_BYTES], place).filter(|h| h.lane == self.name);
+            let next = headers.last().map_or(first.first, Header::next);
+            match header {
+                Some(header) if header.lap == first.lap && header.origin == first.origin && header.first >= next => {
+                    last_at = page;
+                    page += header.pages();
+                    end = page.min(segment.pages);
+                    records = records.saturating_add(header.count);
+                    headers.push(header);
+                    continue;
+                }
+                // The spare page never holds records, and what its header says stands in an older one or can be found
+                // again: damage there leaves nothing in doubt.
+                None if kind == Page::Bad && page < segment.data_pages() => bad.push(page),
+                // A stale header, if only half of its page, is from before: its sector was not written since. A page of
+                // this very lap without a header is the inside of a batch whose first page was not written, or was
+                // written over since.
+                Some(_) | None => {}
+            }
+            page += 1;
+        }
+        let lost = headers.last().map_or(Vec::new(), |last| self.lost_in_batch(io, segment, last_at, last));
+        let tail_bad = bad.contains(&end);
+        let leftovers = bad.iter().any(|page| *page > end);
+        Walk { headers, page: end, records, tail_bad, leftovers, lost }
+    }
+
+    /// What of the newest batch is not intact. Pages that are zero or stale were never synced: nothing was promised.
+    fn lost_in_batch<D: Disk>(
+        &self,
+        io: &mut Io<D>,
+        segment: &Segment,
+        page: u32,
+        header: &Header,
+    ) -> Vec<(u64, bool)> {
+        let payload = self.read_batch(io, segment, page, header.pages());
+        let slots = format::records(header, &payload);
+        let mut lost = Vec::new();
+        for (position, slot) in (header.first..).zip(slots) {
+            let Slot::Damaged(bytes) = slot else { continue };
+            let (from, to) = (bytes.start / format::PAYLOAD_BYTES, bytes.end.saturating_sub(1) / format::PAYLOAD_BYTES);
+            let never_written = (from..=to).any(|index| {
+                let at = page + index as u32;
+                at < segment.pages
+                    && match self.read_page(io, segment, at).1 {
+                        Page::Zero => true,
+                        Page::Written { lap } => lap < header.lap,
+                        Page::Bad => false,
+                    }
+            });
+            lost.push((position, !never_written));
+        }
+        lost
+    }
+}

@@ -1,0 +1,277 @@
+//! Where a batch may go: a lane's segments on flash, which of them may be written again, and how many there may be.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use super::PushError;
+use super::disk::Disk;
+use super::format::{HEADER_BYTES_MAX, PAGE_BYTES, PAYLOAD_BYTES, SEGMENT_RECORDS_MAX};
+use super::lane::{Io, Lane, Purpose, Reach};
+use super::log::Log;
+use crate::config;
+use crate::record::{LaneName, Why};
+
+/// One segment file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Its number; stands in its name and in every checksum.
+    pub number: u32,
+    /// Its pages, the spare one included. A segment keeps the size it was made with.
+    pub pages: u32,
+    /// What lies in it; `None`: may be written.
+    pub used: Option<Use>,
+}
+
+/// What lies in a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Use {
+    /// Whose log.
+    pub origin: u64,
+    /// When it was taken.
+    pub lap: u32,
+    /// Its first position.
+    pub first: u64,
+    /// The position after its last.
+    pub end: u64,
+    /// Records written.
+    pub records: u32,
+    /// Batches written, or found by the walk.
+    pub batches: u32,
+    /// Pages written: the newest segment of a log goes on here.
+    pub page: u32,
+}
+
+impl Segment {
+    /// Pages for batches with records; the last one is kept for the header that frees the next segment.
+    pub fn data_pages(&self) -> u32 {
+        self.pages - 1
+    }
+
+    /// Its size.
+    pub(super) fn bytes(&self) -> u64 {
+        u64::from(self.pages) * PAGE_BYTES as u64
+    }
+
+    /// Taken, and nothing of it is on flash.
+    pub(super) fn is_blank(&self) -> bool {
+        self.used.is_some_and(|used| used.page == 0)
+    }
+
+    /// Whether a batch of so many pages and records still goes in.
+    fn fits(&self, pages: u32, records: u32) -> bool {
+        self.used
+            .is_some_and(|used| used.page + pages <= self.data_pages() && used.records + records <= SEGMENT_RECORDS_MAX)
+    }
+}
+
+/// Most bytes of records in one batch of a segment of this size: the header may be at its largest.
+pub const fn batch_bytes_max(segment_bytes: u32) -> usize {
+    (segment_bytes as usize / PAGE_BYTES - 1) * PAYLOAD_BYTES - HEADER_BYTES_MAX
+}
+
+impl Lane {
+    /// The segment that a log writes to.
+    pub(super) fn current(&self, origin: u64) -> Option<usize> {
+        let newest = |index: &usize| self.segments[*index].used.map_or(0, |used| used.lap);
+        (0..self.segments.len())
+            .filter(|&index| self.segments[index].used.is_some_and(|used| used.origin == origin))
+            .max_by_key(newest)
+    }
+
+    /// The segment that was taken first, but for those in which a log's newest header lies.
+    pub(super) fn oldest(&self) -> Option<usize> {
+        let current: Vec<_> = self.logs.iter().map(|log| self.current(log.origin)).collect();
+        (0..self.segments.len())
+            .filter(|index| !current.contains(&Some(*index)))
+            .filter_map(|index| self.segments[index].used.map(|used| (used.lap, index)))
+            .min()
+            .map(|(_, index)| index)
+    }
+
+    /// A segment that may be written: never used, or covered whole by a header that is on flash.
+    pub(super) fn free(&self) -> Option<usize> {
+        let unused = self.segments.iter().position(|segment| segment.used.is_none() && !self.is_small(segment));
+        let oldest = || self.oldest().filter(|&index| !self.is_small(&self.segments[index]));
+        unused.or_else(|| oldest().filter(|&index| self.is_covered(index, Log::covered_durably)))
+    }
+
+    /// Made under another configuration, it does not hold every batch.
+    fn is_small(&self, segment: &Segment) -> bool {
+        segment.bytes() < u64::from(self.segment_bytes)
+    }
+
+    pub(super) fn is_covered(&self, index: usize, by: impl Fn(&Log) -> u64) -> bool {
+        let Some(used) = self.segments[index].used else { return true };
+        self.logs.iter().find(|log| log.origin == used.origin).is_none_or(|log| used.end <= by(log) + 1)
+    }
+
+    /// Whether a batch of so many pages has a place without giving anything up.
+    pub(super) fn has_room<D: Disk>(&self, io: &mut Io<D>, pages: u32) -> bool {
+        let records = self.pending().0 + 1;
+        let current = self.current(self.log().origin);
+        if current.is_some_and(|current| self.segments[current].fits(pages, records)) || self.free().is_some() {
+            return true;
+        }
+        let held = |index: &usize| Some(*index) == current || !self.is_covered(*index, Log::covered);
+        let held: Vec<usize> = (0..self.segments.len()).filter(held).collect();
+        self.may_grow(&held) && (held.len() < self.segments.len() || self.has_headroom(io))
+    }
+
+    /// Whether one more segment is within the bound, beside these.
+    fn may_grow(&self, held: &[usize]) -> bool {
+        let bytes: u64 = held.iter().map(|index| self.segments[*index].bytes()).sum();
+        // One holds a log's newest header while another is written.
+        held.len() < 2 * self.logs.len() || bytes + u64::from(self.segment_bytes) <= self.bytes_max()
+    }
+
+    /// What its files may take. Each log needs two segments.
+    fn bytes_max(&self) -> u64 {
+        let bytes_min = 2 * u64::from(self.segment_bytes) * self.logs.len() as u64;
+        self.config.as_ref().map_or(0, |config| config.bytes_max).max(bytes_min)
+    }
+
+    fn has_headroom<D: Disk>(&self, io: &mut Io<D>) -> bool {
+        io.disk.free_bytes().is_ok_and(|free| free >= self.headroom_bytes_min + u64::from(self.segment_bytes))
+    }
+
+    /// Removes free segments that are no use: made under another configuration, they are too small, or more than the
+    /// lane may have by now. Two headers stay that say so, so that one damaged page brings nothing back.
+    pub(super) fn shed<D: Disk>(&mut self, io: &mut Io<D>) {
+        let mut bytes: u64 = self.segments.iter().map(Segment::bytes).sum();
+        if bytes <= self.bytes_max() && !self.segments.iter().any(|segment| self.is_small(segment)) {
+            return;
+        }
+        let current: Vec<_> = self.logs.iter().map(|log| self.current(log.origin)).collect();
+        let newest = current.last().copied().flatten().and_then(|index| self.segments[index].used);
+        if newest.is_none_or(|used| used.batches < 2) {
+            return;
+        }
+        for index in (0..self.segments.len()).rev() {
+            let free = !current.contains(&Some(index)) && self.is_covered(index, Log::covered_twice);
+            if free && (self.is_small(&self.segments[index]) || bytes > self.bytes_max()) {
+                let segment = self.segments.remove(index);
+                bytes -= segment.bytes();
+                let _ = io.disk.remove(&segment_name(&self.name, segment.number));
+                self.cursor.forget();
+            }
+        }
+    }
+
+    /// Finds the segment for a batch of the newest log, in this order: the one in use; one that flash says is free;
+    /// one that is free once a header says so; a new one; the oldest, given up.
+    pub(super) fn make_room<D: Disk>(&mut self, io: &mut Io<D>, pages: u32) -> Result<usize, PushError> {
+        let index = self.logs.len() - 1;
+        let origin = self.logs[index].origin;
+        let count = self.pending().0;
+        loop {
+            if let Some(current) = self.current(origin).filter(|&current| self.segments[current].fits(pages, count)) {
+                return Ok(current);
+            }
+            if let Some(free) = self.free() {
+                self.take(free, index);
+                continue;
+            }
+            let oldest = self.oldest();
+            if let Some(owner) =
+                oldest.filter(|&index| self.is_covered(index, Log::covered)).and_then(|i| self.owner(i))
+            {
+                self.cover(io, owner)?;
+                continue;
+            }
+            if self.grow(io) {
+                continue;
+            }
+            let (Some(oldest), Some(config)) = (oldest, &self.config) else { return Err(PushError::Degraded) };
+            match config.overflow {
+                config::Overflow::Reject => return Err(PushError::Full),
+                config::Overflow::DropOldest => self.drop_segment(io, oldest)?,
+            }
+        }
+    }
+
+    fn owner(&self, index: usize) -> Option<usize> {
+        let used = self.segments[index].used?;
+        self.logs.iter().position(|log| log.origin == used.origin)
+    }
+
+    fn drop_segment<D: Disk>(&mut self, io: &mut Io<D>, index: usize) -> Result<(), PushError> {
+        let (Some(used), Some(owner)) = (self.segments[index].used, self.owner(index)) else { return Ok(()) };
+        self.counters.overflowed += self.logs[owner].give_up(used.end - 1, Why::Overflow);
+        self.cover(io, owner)
+    }
+
+    /// Writes a header that frees the oldest segment.
+    fn cover<D: Disk>(&mut self, io: &mut Io<D>, owner: usize) -> Result<(), PushError> {
+        match self.write_header(io, owner, Purpose::Acks, Reach::Again) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(PushError::Degraded),
+            Err(error) => {
+                log::warn!(target: "outbox", "write failed lane={} error={error}", self.name);
+                Err(PushError::Degraded)
+            }
+        }
+    }
+
+    /// Takes a free segment for a log.
+    pub(super) fn take(&mut self, segment: usize, log: usize) {
+        self.lap += 1;
+        let log = &self.logs[log];
+        self.segments[segment].used = Some(Use {
+            origin: log.origin,
+            lap: self.lap,
+            first: log.durable + 1,
+            end: log.durable + 1,
+            records: 0,
+            batches: 0,
+            page: 0,
+        });
+        self.cursor.forget();
+    }
+
+    /// Makes one more segment, if it may: zeros, synced, and known to the folder, so that later writes are in place.
+    pub(super) fn grow<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
+        let held: Vec<usize> = (0..self.segments.len()).collect();
+        if !self.may_grow(&held) || !self.has_headroom(io) {
+            return false;
+        }
+        let taken: BTreeSet<u32> = self.segments.iter().map(|segment| segment.number).collect();
+        let number = (0..).find(|number| !taken.contains(number)).expect("endless");
+        let name = segment_name(&self.name, number);
+        if let Err(error) = make_segment(io, &name, self.segment_bytes) {
+            log::warn!(target: "outbox", "no new segment lane={} error={error}", self.name);
+            // What there is of it would only take space.
+            let _ = io.disk.remove(&name);
+            return false;
+        }
+        self.segments.push(Segment { number, pages: self.segment_bytes / PAGE_BYTES as u32, used: None });
+        true
+    }
+}
+
+/// The file's name. Lane names hold no dot, so the last two parts are ours.
+pub fn segment_name(lane: &LaneName, number: u32) -> String {
+    format!("{lane}.{number:04}.seg")
+}
+
+/// The lane and number that a file name stands for.
+pub fn parse_segment_name(name: &str) -> Option<(LaneName, u32)> {
+    let (lane, number) = name.strip_suffix(".seg")?.split_once('.')?;
+    let lane = LaneName::try_new(lane).ok()?;
+    let number = number.parse().ok()?;
+    (segment_name(&lane, number) == name).then_some((lane, number))
+}
+
+/// Fills a segment with zeros and syncs it and the folder.
+pub fn make_segment<D: Disk>(io: &mut Io<D>, name: &str, bytes: u32) -> io::Result<()> {
+    let zeros = [0; 16 * PAGE_BYTES];
+    let mut offset = 0;
+    while offset < bytes {
+        let chunk = (bytes - offset).min(zeros.len() as u32);
+        io.disk.write_at(name, u64::from(offset), &zeros[..chunk as usize])?;
+        offset += chunk;
+    }
+    io.purposes.segments += u64::from(bytes);
+    io.sync(name)?;
+    io.syncs += 1;
+    io.disk.sync_dir()
+}

@@ -1,0 +1,276 @@
+//! The command line of `backhaul-receiver`: what was typed → what it means → run it. Exit codes follow sysexits.
+//!
+//! The place for later subcommands (`command`) and admission flags (`--accept-rate`, `--burst`).
+
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::net::ToSocketAddrs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use mio::net::TcpListener;
+use native_tls::{Identity, Protocol, TlsAcceptor};
+
+use super::net::{self, Server};
+use super::store::{Store, StoreError};
+use super::tokens::Tokens;
+use super::upgrade::Gate;
+use crate::exit::{CONFIG, DATA, PERMISSION, TRY_AGAIN, UNAVAILABLE, USAGE};
+use crate::shell::entropy;
+
+const HELP: &str = "\
+backhaul-receiver: the reference upstream; WebSockets in, SQLite out
+
+usage: backhaul-receiver --listen ADDR --store FILE [options]
+
+  --listen ADDR           address and port, as 0.0.0.0:8443; port 0 picks one
+  --store FILE            the SQLite file, made when missing; FILE.lock with it
+  --tls-cert FILE         certificate chain, PEM; with --tls-key: wss, not ws
+  --tls-key FILE          its private key, PEM (PKCS#8)
+  --token-file FILE       lines `device token`, or `* token` for any device;
+                          without it everybody may connect as any device
+  --ping-interval-ms MS   ping a quiet session so often, drop it after three
+                          intervals of silence (default 20000, from 10)
+  --help, --version
+
+Prints `listening on ADDR:PORT` to stdout once it is ready; logs to stderr
+(RUST_LOG=debug for more). SIGTERM: commits, closes its sessions, leaves.
+";
+
+/// What was typed.
+#[derive(Debug, Default, PartialEq)]
+struct Typed {
+    listen: Option<String>,
+    store: Option<PathBuf>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+    ping_interval_ms: Option<u64>,
+}
+
+/// What it means.
+#[derive(Debug, PartialEq)]
+enum Meant {
+    Help,
+    Version,
+    Run(Options),
+}
+
+#[derive(Debug, PartialEq)]
+struct Options {
+    listen: String,
+    store: PathBuf,
+    /// Certificate and key.
+    tls: Option<(PathBuf, PathBuf)>,
+    token_file: Option<PathBuf>,
+    ping_interval: Duration,
+}
+
+/// Why the process ends, and with which code.
+struct Exit {
+    code: u8,
+    message: String,
+}
+
+impl Exit {
+    fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let meant = match parse(lexopt::Parser::from_env()) {
+        Ok(meant) => meant,
+        Err(message) => return report(&Exit::new(USAGE, format!("{message}; try --help"))),
+    };
+    let done = match meant {
+        Meant::Help => print(HELP),
+        Meant::Version => print(concat!("backhaul-receiver ", env!("CARGO_PKG_VERSION"), "\n")),
+        Meant::Run(options) => run(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(exit) => report(&exit),
+    }
+}
+
+fn report(exit: &Exit) -> ExitCode {
+    // Where stderr is gone too there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "backhaul-receiver: {}", exit.message);
+    ExitCode::from(exit.code)
+}
+
+fn print(text: &str) -> Result<(), Exit> {
+    let mut stdout = io::stdout().lock();
+    let printed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    printed.map_err(|error| Exit::new(UNAVAILABLE, format!("stdout: {error}")))
+}
+
+fn parse(parser: lexopt::Parser) -> Result<Meant, String> {
+    match type_of(parser).map_err(|error| error.to_string())? {
+        Ok(typed) => typed.mean().map(Meant::Run),
+        Err(asked) => Ok(asked),
+    }
+}
+
+/// The flags as typed; the inner `Err` is a question that ends the reading.
+fn type_of(mut parser: lexopt::Parser) -> Result<Result<Typed, Meant>, lexopt::Error> {
+    use lexopt::prelude::*;
+    let mut typed = Typed::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("listen") => typed.listen = Some(parser.value()?.string()?),
+            Long("store") => typed.store = Some(parser.value()?.into()),
+            Long("tls-cert") => typed.tls_cert = Some(parser.value()?.into()),
+            Long("tls-key") => typed.tls_key = Some(parser.value()?.into()),
+            Long("token-file") => typed.token_file = Some(parser.value()?.into()),
+            Long("ping-interval-ms") => typed.ping_interval_ms = Some(parser.value()?.parse()?),
+            Short('h') | Long("help") => return Ok(Err(Meant::Help)),
+            Short('V') | Long("version") => return Ok(Err(Meant::Version)),
+            Short(_) | Long(_) | Value(_) => return Err(argument.unexpected()),
+        }
+    }
+    Ok(Ok(typed))
+}
+
+impl Typed {
+    fn mean(self) -> Result<Options, String> {
+        let tls = match (self.tls_cert, self.tls_key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (Some(_), None) => return Err("--tls-cert needs --tls-key".into()),
+            (None, Some(_)) => return Err("--tls-key needs --tls-cert".into()),
+        };
+        let ping_interval = match self.ping_interval_ms {
+            None => net::PING_INTERVAL,
+            Some(ms) if ms >= 10 => Duration::from_millis(ms),
+            Some(_) => return Err("--ping-interval-ms is at least 10".into()),
+        };
+        let listen = self.listen.ok_or("--listen is missing")?;
+        let store = self.store.ok_or("--store is missing")?;
+        Ok(Options { listen, store, tls, token_file: self.token_file, ping_interval })
+    }
+}
+
+fn run(options: &Options) -> Result<(), Exit> {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+        // It would log frames with what is in them (protocol rule 10).
+        .filter_module("tungstenite", log::LevelFilter::Warn)
+        .init();
+    let gate = Gate::new(options.token_file.as_deref().map(read_tokens).transpose()?);
+    let tls = options.tls.as_ref().map(|(cert, key)| read_tls(cert, key)).transpose()?;
+    let store = Store::try_new(&options.store, entropy::draw()).map_err(|error| store_exit(&options.store, &error))?;
+    if options.token_file.is_none() {
+        log::warn!(target: "receiver", "open to everybody: no token file");
+    }
+    let settings = net::Settings { ping_interval: options.ping_interval, run: entropy::draw() as u32 };
+    let listener = listen(&options.listen)?;
+    let reactor = |error: io::Error| Exit::new(UNAVAILABLE, format!("reactor: {error}"));
+    let server = Server::try_new(listener, tls, gate, store, settings).map_err(reactor)?;
+    print(&format!("listening on {}\n", server.local_addr()))?;
+    server.run().map_err(reactor)
+}
+
+/// Binds the first of the name's addresses that can be bound.
+fn listen(name: &str) -> Result<TcpListener, Exit> {
+    let addresses = name.to_socket_addrs().map_err(|error| Exit::new(USAGE, format!("--listen {name}: {error}")))?;
+    let mut exit = Exit::new(USAGE, format!("--listen {name}: no such address"));
+    for address in addresses {
+        match TcpListener::bind(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => {
+                let code = if error.kind() == ErrorKind::PermissionDenied { PERMISSION } else { UNAVAILABLE };
+                exit = Exit::new(code, format!("--listen {address}: {error}"));
+            }
+        }
+    }
+    Err(exit)
+}
+
+fn read_tokens(path: &Path) -> Result<Tokens, Exit> {
+    let text = fs::read_to_string(path).map_err(|error| unreadable("--token-file", path, &error))?;
+    let tokens =
+        Tokens::parse(&text).map_err(|error| Exit::new(CONFIG, format!("--token-file {}: {error}", path.display())))?;
+    log::info!(target: "receiver", "tokens read count={}", tokens.len());
+    Ok(tokens)
+}
+
+fn read_tls(cert: &Path, key: &Path) -> Result<TlsAcceptor, Exit> {
+    let cert_pem = fs::read(cert).map_err(|error| unreadable("--tls-cert", cert, &error))?;
+    let key_pem = fs::read(key).map_err(|error| unreadable("--tls-key", key, &error))?;
+    let wrong = |error: native_tls::Error| {
+        Exit::new(CONFIG, format!("--tls-cert {} --tls-key {}: {error}", cert.display(), key.display()))
+    };
+    let identity = Identity::from_pkcs8(&cert_pem, &key_pem).map_err(wrong)?;
+    let mut builder = TlsAcceptor::builder(identity);
+    builder.min_protocol_version(Some(Protocol::Tlsv12));
+    builder.build().map_err(wrong)
+}
+
+fn unreadable(flag: &str, path: &Path, error: &io::Error) -> Exit {
+    let code = if error.kind() == ErrorKind::PermissionDenied { PERMISSION } else { CONFIG };
+    Exit::new(code, format!("{flag} {}: {error}", path.display()))
+}
+
+fn store_exit(path: &Path, error: &StoreError) -> Exit {
+    let code = match error {
+        StoreError::Locked(_) => TRY_AGAIN,
+        StoreError::Lock(_, error) if error.kind() == ErrorKind::PermissionDenied => PERMISSION,
+        StoreError::Lock(..) => UNAVAILABLE,
+        StoreError::Newer(_) => DATA,
+        StoreError::Sqlite(error) => match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => DATA,
+            Some(rusqlite::ErrorCode::PermissionDenied | rusqlite::ErrorCode::ReadOnly) => PERMISSION,
+            Some(_) | None => UNAVAILABLE,
+        },
+    };
+    Exit::new(code, format!("--store {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn typed(line: &str) -> Result<Meant, String> {
+        parse(lexopt::Parser::from_args(line.split_whitespace()))
+    }
+
+    #[test]
+    fn reads_every_flag() {
+        let line = "--listen 127.0.0.1:0 --store=s.db --tls-cert c --tls-key k --token-file t --ping-interval-ms 50";
+        let options = Options {
+            listen: "127.0.0.1:0".into(),
+            store: "s.db".into(),
+            tls: Some(("c".into(), "k".into())),
+            token_file: Some("t".into()),
+            ping_interval: Duration::from_millis(50),
+        };
+        assert_eq!(typed(line).unwrap(), Meant::Run(options));
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_the_line() {
+        for (line, word) in [
+            ("", "--listen"),
+            ("--listen a:1", "--store"),
+            ("--listen a:1 --store s --tls-cert c", "--tls-key"),
+            ("--listen a:1 --store s --ping-interval-ms 9", "at least 10"),
+            ("--listen a:1 --store s --ping-interval-ms soon", "soon"),
+            ("--listen a:1 --store s --frobnicate", "--frobnicate"),
+            ("--listen a:1 --store s extra", "extra"),
+        ] {
+            let message = typed(line).unwrap_err();
+            assert!(message.contains(word), "{line}: {message}");
+        }
+    }
+
+    #[test]
+    fn help_fits_a_screen() {
+        assert!(HELP.lines().count() <= 24 && HELP.lines().all(|line| line.len() <= 80), "{HELP}");
+        assert_eq!(typed("--help"), Ok(Meant::Help));
+        assert_eq!(typed("-V"), Ok(Meant::Version));
+    }
+}

@@ -1,0 +1,551 @@
+//! The receiver's loop: one thread, mio, a bounded piece of work a turn.
+//!
+//! A turn: visit the connections that are ready and put what they brought into one transaction; fence the older
+//! connections of each device that said `hello`; commit; only then ack and welcome. So one sync of the disk serves all
+//! sessions, an ack never runs ahead of the disk, and never lags a second behind it: a turn is bounded by time, and
+//! commits whatever it got. The rules of a session are in [`super::session`], the tables in [`super::store`].
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::io::{self, ErrorKind, Read};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mio::net::{TcpListener, TcpStream, UnixStream};
+use mio::{Events, Interest, Poll, Token};
+use native_tls::TlsAcceptor;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tungstenite::Message;
+
+use crate::dialect::codec::encode;
+use crate::dialect::message::{FrameRef, ServerMessage};
+use crate::shell::clock;
+use crate::time::Instant;
+
+use super::connection::{Connection, Event};
+use super::session::{Close, Greeting, Introduction, Session, Step};
+use super::store::{Store, StoreError};
+use super::upgrade::Gate;
+
+/// How often a session is pinged unless the command line says otherwise: shorter than the 30 s after which the
+/// meanest carrier NATs forget a quiet connection.
+pub const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// A session that was silent for so many intervals is closed.
+const SILENT_INTERVALS_MAX: u32 = 3;
+/// From the accept to `hello`; a far end that takes longer holds a descriptor for nothing.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// From our close frame to the far end's.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// From SIGTERM to the exit.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// After an accept that failed for want of something (descriptors, memory).
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// Reading stops and the turn commits after so long; a fifth of the second that an ack may take.
+const TURN_MAX: Duration = Duration::from_millis(200);
+/// Messages (or steps of a handshake) of one connection before the next has its turn.
+const STEPS_PER_VISIT_MAX: usize = 64;
+/// Bytes of one connection before the next has its turn.
+const BYTES_PER_VISIT_MAX: u64 = 1 << 20;
+/// New connections a turn.
+const ACCEPTS_PER_TURN_MAX: usize = 128;
+/// Descriptors kept back for the store, the log and the loop itself.
+const DESCRIPTORS_RESERVED: u64 = 64;
+/// Connections where the system sets no limit to descriptors.
+const CONNECTIONS_MAX: u64 = 1 << 20;
+
+const LISTENER: usize = 0;
+const SIGNALS: usize = 1;
+const FIRST_PEER: usize = 2;
+
+/// What the command line decides.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How often a session is pinged.
+    pub ping_interval: Duration,
+    /// Random: tells the sessions of this run from those of another.
+    pub run: u32,
+}
+
+/// The receiver, bound and ready to run.
+pub struct Server {
+    poll: Poll,
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    /// A byte for each SIGTERM or SIGINT.
+    signals: UnixStream,
+    tls: Option<TlsAcceptor>,
+    gate: Gate,
+    store: Store,
+    settings: Settings,
+    peers: HashMap<usize, Peer>,
+    peers_max: usize,
+    /// Never used twice, so that an event of a connection that is gone finds nobody.
+    next_peer: usize,
+    /// Sessions greeted so far.
+    sessions: u64,
+    /// The newest session of each device.
+    newest: HashMap<String, usize>,
+    /// To be visited; each peer once.
+    ready: VecDeque<usize>,
+    /// One for each peer; and one for the listener while it pauses.
+    deadlines: BTreeSet<(Instant, usize)>,
+    /// The listener may have more.
+    accepting: bool,
+    /// Set by a signal: leave by then.
+    leave_by: Option<Instant>,
+    turn: Turn,
+}
+
+/// What the visits of one turn collect.
+#[derive(Default)]
+struct Turn {
+    /// Unix time in ms: when what comes in this turn was received.
+    now_ms: u64,
+    /// Who said `hello`, in that order.
+    greetings: Vec<(usize, Introduction)>,
+    /// From whom something was taken.
+    taken: Vec<usize>,
+}
+
+/// One connection and what it is to us.
+struct Peer {
+    connection: Connection,
+    address: SocketAddr,
+    /// From the upgrade to the close.
+    session: Option<Session>,
+    /// From `hello` on.
+    device: String,
+    /// From `welcome` on.
+    name: String,
+    /// Of the phase it is in: to `hello`, to the next ping, to the end of the close.
+    deadline: Instant,
+    /// It is in `ready`.
+    queued: bool,
+    /// [`Connection::bytes_read`] at the last ping.
+    bytes_read: u64,
+    /// Pings since the last sign of life.
+    silent_intervals: u32,
+}
+
+/// How a visit ended.
+enum Visit {
+    Blocked,
+    /// There is more, but others wait.
+    More,
+    Refused,
+    Close(Close),
+    Ended(String),
+    Failed(StoreError),
+}
+
+impl Server {
+    /// Listens and takes SIGTERM and SIGINT; raises the limit of descriptors to what the system allows.
+    pub fn try_new(
+        mut listener: TcpListener,
+        tls: Option<TlsAcceptor>,
+        gate: Gate,
+        store: Store,
+        settings: Settings,
+    ) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        poll.registry().register(&mut listener, Token(LISTENER), Interest::READABLE)?;
+        let (receive, send) = std::os::unix::net::UnixStream::pair()?;
+        receive.set_nonblocking(true)?;
+        signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, send.try_clone()?)?;
+        signal_hook::low_level::pipe::register(signal_hook::consts::SIGINT, send)?;
+        let mut signals = UnixStream::from_std(receive);
+        poll.registry().register(&mut signals, Token(SIGNALS), Interest::READABLE)?;
+        Ok(Self {
+            poll,
+            local_addr: listener.local_addr()?,
+            listener,
+            signals,
+            tls,
+            gate,
+            store,
+            settings,
+            peers: HashMap::new(),
+            peers_max: connections_max(),
+            next_peer: FIRST_PEER,
+            sessions: 0,
+            newest: HashMap::new(),
+            ready: VecDeque::new(),
+            deadlines: BTreeSet::new(),
+            accepting: true,
+            leave_by: None,
+            turn: Turn::default(),
+        })
+    }
+
+    /// Where it listens; the port is the real one.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Runs until SIGTERM or SIGINT; then everything taken is committed and every session told.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(1024);
+        log::info!(target: "receiver", "listening address={} connections_max={}", self.local_addr, self.peers_max);
+        while self.leave_by.is_none_or(|leave_by| !self.peers.is_empty() && clock::now() < leave_by) {
+            self.wait(&mut events)?;
+            self.turn.now_ms = clock::wall_ms();
+            let now = clock::now();
+            self.accept(now);
+            let settled = self.visit_ready(now).and_then(|()| self.settle(now));
+            if let Err(error) = settled {
+                self.on_store_error(&error, now);
+            }
+            self.handle_deadlines(clock::now());
+        }
+        log::info!(target: "receiver", "leaving sessions={}", self.sessions);
+        Ok(())
+    }
+
+    /// Waits until there is something to do, and notes for whom.
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        let more = !self.ready.is_empty() || (self.accepting && self.peers.len() < self.peers_max);
+        let next = self.deadlines.first().map(|(deadline, _)| *deadline);
+        let wake = [next, self.leave_by].into_iter().flatten().min();
+        let timeout = if more { Some(Duration::ZERO) } else { wake.map(|wake| wake.since(clock::now())) };
+        match self.poll.poll(events, timeout) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        for event in events.iter() {
+            match event.token() {
+                Token(LISTENER) => self.accepting = self.leave_by.is_none(),
+                Token(SIGNALS) => self.on_signal(clock::now()),
+                Token(peer) => self.queue(peer),
+            }
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, id: usize) {
+        if let Some(peer) = self.peers.get_mut(&id)
+            && !peer.queued
+        {
+            peer.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    fn on_signal(&mut self, now: Instant) {
+        let mut bytes = [0; 16];
+        while matches!(self.signals.read(&mut bytes), Ok(count) if count > 0) {}
+        if self.leave_by.is_some() {
+            return;
+        }
+        log::info!(target: "receiver", "told to leave sessions={}", self.newest.len());
+        self.leave_by = Some(now + LEAVE_TIMEOUT);
+        self.accepting = false;
+        // Between two turns all that was taken is committed and acked.
+        let peers: Vec<usize> = self.peers.keys().copied().collect();
+        for id in peers {
+            self.close(id, &Close::new(1001, "the receiver leaves"), now);
+        }
+    }
+
+    fn accept(&mut self, now: Instant) {
+        for _ in 0..ACCEPTS_PER_TURN_MAX {
+            // Where the table is full, who comes waits in the kernel's queue.
+            if !self.accepting || self.peers.len() >= self.peers_max {
+                return;
+            }
+            match self.listener.accept() {
+                Ok((socket, address)) => self.admit(socket, address, now),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.accepting = false,
+                Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
+                Err(error) => {
+                    log::warn!(target: "receiver", "cannot accept error={error}");
+                    self.accepting = false;
+                    self.deadlines.insert((now + ACCEPT_PAUSE, LISTENER));
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, mut socket: TcpStream, address: SocketAddr, now: Instant) {
+        let id = self.next_peer;
+        self.next_peer += 1;
+        // Both interests, once and for life: every stage is driven by whatever becomes ready.
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().register(&mut socket, Token(id), interest) {
+            log::warn!(target: "receiver", "cannot watch address={address} error={error}");
+            return;
+        }
+        // Acks are small and someone waits for them; where it fails they are merely later.
+        let _ = socket.set_nodelay(true);
+        log::debug!(target: "receiver", "accepted peer={id} address={address}");
+        let deadline = now + HANDSHAKE_TIMEOUT;
+        let peer = Peer {
+            connection: Connection::new(socket, self.tls.as_ref()),
+            address,
+            session: None,
+            device: String::new(),
+            name: String::new(),
+            deadline,
+            queued: false,
+            bytes_read: 0,
+            silent_intervals: 0,
+        };
+        self.peers.insert(id, peer);
+        self.deadlines.insert((deadline, id));
+        self.queue(id);
+    }
+
+    /// Visits each peer that was ready when the turn began, as far as time allows.
+    fn visit_ready(&mut self, now: Instant) -> Result<(), StoreError> {
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { return Ok(()) };
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            peer.queued = false;
+            match peer.visit(id, &self.gate, &mut self.store, &mut self.turn) {
+                Visit::Blocked => {}
+                Visit::More => self.queue(id),
+                Visit::Refused => {
+                    self.set_deadline(id, now + CLOSE_TIMEOUT);
+                    self.queue(id);
+                }
+                Visit::Close(close) => self.close(id, &close, now),
+                Visit::Ended(why) => self.remove(id, &why),
+                Visit::Failed(error) => return Err(error),
+            }
+            if clock::now().since(now) >= TURN_MAX {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The second half of a turn: fence, commit, and only then answer (rules 2 and 4).
+    fn settle(&mut self, now: Instant) -> Result<(), StoreError> {
+        let greetings = std::mem::take(&mut self.turn.greetings);
+        for (id, introduction) in &greetings {
+            self.fence_older(*id, introduction, now);
+        }
+        self.store.commit()?;
+        for id in std::mem::take(&mut self.turn.taken) {
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            if let Err(why) = peer.send_acks() {
+                self.remove(id, &why);
+            }
+        }
+        for (id, introduction) in greetings {
+            self.greet(id, introduction, now)?;
+        }
+        Ok(())
+    }
+
+    /// The newest connection of a device wins; of the older ones nothing more is taken.
+    fn fence_older(&mut self, id: usize, introduction: &Introduction, now: Instant) {
+        let alive = self.peers.get(&id).is_some_and(|peer| peer.session.is_some());
+        if !alive {
+            return;
+        }
+        if let Some(older) = self.newest.insert(introduction.device.clone(), id) {
+            let close = Close { code: 4009, reason: introduction.boot.clone().into() };
+            self.close(older, &close, now);
+        }
+    }
+
+    fn greet(&mut self, id: usize, introduction: Introduction, now: Instant) -> Result<(), StoreError> {
+        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        let Some(session) = &mut peer.session else { return Ok(()) };
+        let Introduction { device, agent, boot, last, lanes } = introduction;
+        let lanes_len = lanes.len();
+        let acked = self.store.acked(&device, lanes)?;
+        let name = format!("{:08x}-{}", self.settings.run, self.sessions + 1);
+        let greeting =
+            Greeting { session: name.clone(), now_ms: self.turn.now_ms, command_stream: self.store.command_stream() };
+        let Some(welcome) = session.greet(acked, greeting) else { return Ok(()) };
+        self.sessions += 1;
+        peer.name = name;
+        peer.bytes_read = peer.connection.bytes_read();
+        log::info!(
+            target: "receiver",
+            "session up session={} device={device:?} boot={boot:?} agent={agent:?} encoding={} lanes={lanes_len} \
+             last={last:?} address={}",
+            peer.name, session.encoding().token(), peer.address
+        );
+        match peer.send(&welcome).and_then(|()| peer.connection.flush()) {
+            Ok(()) => self.set_deadline(id, now + self.settings.ping_interval),
+            Err(why) => self.remove(id, &why),
+        }
+        Ok(())
+    }
+
+    /// Nothing more is taken from this peer; it is told why, and has a moment to hear it.
+    fn close(&mut self, id: usize, close: &Close, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if let Some(mut session) = peer.session.take() {
+            session.fence();
+            let Close { code, reason } = close;
+            let (name, device, address) = (&peer.name, &peer.device, peer.address);
+            log::info!(
+                target: "receiver",
+                "session ends session={name:?} device={device:?} address={address} code={code} reason={reason:?}"
+            );
+        }
+        peer.connection.close(close);
+        if self.newest.get(&peer.device) == Some(&id) {
+            self.newest.remove(&peer.device);
+        }
+        self.set_deadline(id, now + CLOSE_TIMEOUT);
+        self.queue(id);
+    }
+
+    fn remove(&mut self, id: usize, why: &str) {
+        let Some(peer) = self.peers.remove(&id) else { return };
+        self.deadlines.remove(&(peer.deadline, id));
+        if self.newest.get(&peer.device) == Some(&id) {
+            self.newest.remove(&peer.device);
+        }
+        let Peer { name, device, address, .. } = &peer;
+        if peer.session.as_ref().is_some_and(Session::is_up) {
+            log::info!(target: "receiver", "session gone session={name} device={device:?} address={address} why={why:?}");
+        } else {
+            log::debug!(target: "receiver", "gone peer={id} address={address} why={why:?}");
+        }
+    }
+
+    /// What was taken in this turn is discarded, so every session must begin anew from what is stored.
+    fn on_store_error(&mut self, error: &StoreError, now: Instant) {
+        log::error!(target: "receiver", "cannot store error={error}");
+        self.store.rollback();
+        self.turn.greetings.clear();
+        self.turn.taken.clear();
+        let peers: Vec<usize> =
+            self.peers.iter().filter(|(_, peer)| peer.session.is_some()).map(|(id, _)| *id).collect();
+        for id in peers {
+            self.close(id, &Close::new(1011, "the store failed"), now);
+        }
+    }
+
+    fn set_deadline(&mut self, id: usize, deadline: Instant) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            self.deadlines.remove(&(peer.deadline, id));
+            self.deadlines.insert((deadline, id));
+            peer.deadline = deadline;
+        }
+    }
+
+    fn handle_deadlines(&mut self, now: Instant) {
+        while let Some(&(deadline, id)) = self.deadlines.first()
+            && deadline <= now
+        {
+            if id == LISTENER {
+                self.deadlines.remove(&(deadline, id));
+                self.accepting = self.leave_by.is_none();
+                continue;
+            }
+            let Some(peer) = self.peers.get_mut(&id) else {
+                self.deadlines.remove(&(deadline, id));
+                continue;
+            };
+            if !peer.session.as_ref().is_some_and(Session::is_up) {
+                let why = format!("too slow while {}", peer.connection.stage());
+                self.remove(id, &why);
+                continue;
+            }
+            match peer.ping() {
+                Ok(()) => self.set_deadline(id, now + self.settings.ping_interval),
+                Err(why) => self.remove(id, &why),
+            }
+        }
+    }
+}
+
+impl Peer {
+    /// Takes what the connection brings, up to a bound.
+    fn visit(&mut self, id: usize, gate: &Gate, store: &mut Store, turn: &mut Turn) -> Visit {
+        let bytes_before = self.connection.bytes_read();
+        for _ in 0..STEPS_PER_VISIT_MAX {
+            if self.connection.bytes_read().saturating_sub(bytes_before) >= BYTES_PER_VISIT_MAX {
+                break;
+            }
+            match self.connection.poll(gate) {
+                Event::Blocked => return Visit::Blocked,
+                Event::Moved => {}
+                Event::Opened(admitted) => self.session = Some(Session::new(admitted.encoding, admitted.grant)),
+                Event::Refused(refusal) => {
+                    log::info!(target: "receiver", "refused address={} status={:?}", self.address, refusal.status());
+                    return Visit::Refused;
+                }
+                Event::Broken(close) => return Visit::Close(close),
+                Event::Ended(why) => return Visit::Ended(why),
+                Event::Data(message) => match self.on_data(id, &message, store, turn) {
+                    Ok(()) => {}
+                    Err(visit) => return visit,
+                },
+            }
+        }
+        Visit::More
+    }
+
+    fn on_data(&mut self, id: usize, message: &Message, store: &mut Store, turn: &mut Turn) -> Result<(), Visit> {
+        let frame = match message {
+            Message::Text(text) => FrameRef::Text(text.as_str()),
+            Message::Binary(bytes) => FrameRef::Binary(bytes),
+            Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => return Ok(()),
+        };
+        let Some(session) = &mut self.session else { return Ok(()) };
+        let put = match session.handle_frame(&frame).map_err(Visit::Close)? {
+            Step::Ignore => return Ok(()),
+            Step::Greet(introduction) => {
+                self.device = introduction.device.clone();
+                turn.greetings.push((id, introduction));
+                return Ok(());
+            }
+            Step::Store { lane, epoch, records } => {
+                log::trace!(target: "receiver", "records device={:?} lane={lane} count={}", self.device, records.len());
+                store.put_records(&self.device, &lane, epoch, &records, turn.now_ms)
+            }
+            Step::Lose { lane, epoch, from, to, lost } => {
+                log::info!(target: "receiver", "gap device={:?} lane={lane} epoch={epoch} from={from} to={to}", self.device);
+                store.put_gap(&self.device, (&lane, epoch), (from, to), &lost, turn.now_ms)
+            }
+        };
+        put.map_err(Visit::Failed)?;
+        if turn.taken.last() != Some(&id) {
+            turn.taken.push(id);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, message: &ServerMessage) -> Result<(), String> {
+        let Some(session) = &self.session else { return Ok(()) };
+        self.connection.send(encode(message, session.encoding()))
+    }
+
+    /// Acks all that was taken from it; the caller has committed.
+    fn send_acks(&mut self) -> Result<(), String> {
+        while let Some(ack) = self.session.as_mut().and_then(Session::poll_ack) {
+            self.send(&ack)?;
+        }
+        self.connection.flush()
+    }
+
+    /// An interval has passed. Counted, not measured: a loop that was itself asleep must not blame its peers.
+    fn ping(&mut self) -> Result<(), String> {
+        let bytes_read = self.connection.bytes_read();
+        self.silent_intervals = if bytes_read == self.bytes_read { self.silent_intervals + 1 } else { 0 };
+        self.bytes_read = bytes_read;
+        if self.silent_intervals >= SILENT_INTERVALS_MAX {
+            self.connection.close(&Close::new(1001, "silent for three intervals"));
+            return Err(format!("silent for {SILENT_INTERVALS_MAX} intervals"));
+        }
+        self.connection.ping()
+    }
+}
+
+/// As many as the process may have descriptors, after asking for all that the system gives.
+fn connections_max() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where it is refused the old limit holds.
+    let _ = setrlimit(Resource::Nofile, limit);
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(CONNECTIONS_MAX);
+    let connections = descriptors.saturating_sub(DESCRIPTORS_RESERVED).clamp(1, CONNECTIONS_MAX);
+    usize::try_from(connections).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,15 @@
+//! SHELL: threads, sockets, files and clocks. It performs what the core decides: no policy constant, no retry loop,
+//! no sleep in here.
+
+pub mod board;
+pub mod clock;
+pub mod disk;
+pub mod entropy;
+pub mod local;
+pub mod notify;
+pub mod outbox;
+pub mod port;
+pub mod resolver;
+pub mod snapshot;
+pub mod transport;
+pub mod uplink;

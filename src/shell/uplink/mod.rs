@@ -1,0 +1,512 @@
+//! The uplink thread: one mio reactor that performs what the core's [`Upstream`] decides. Owns the socket, the
+//! resolver and the thread's side of the ports; never touches flash, never resolves names, never blocks but in its
+//! one poll.
+
+mod saved;
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use std::{fmt, mem};
+
+use log::{debug, info, trace, warn};
+use mio::{Events, Poll, Token, Waker};
+
+use super::board::Board;
+use super::clock;
+use super::port::{ForOutbox, ForUplink, Port};
+use super::resolver::{ADDRESSES_MAX, Resolver};
+use super::transport::{BUFFERS_BYTES_MAX, Handshake, Incoming, Meter, Open, Progress, Reach};
+use crate::config::target::Target;
+use crate::config::{self, Encoding, Endpoint, Heartbeat};
+use crate::dialect::Purpose;
+use crate::dialect::message::SERVER_MESSAGE_BYTES_MAX;
+use crate::link::{DETAIL_BYTES_MAX, Failure, Saved};
+use crate::record::{Fetch, Item, Seq};
+use crate::status;
+use crate::upstream::{self, Input, Output, Upstream};
+
+const WAKE: Token = Token(0);
+const UPSTREAM: Token = Token(1);
+
+/// Messages taken in one turn of the loop, at most: pings, timers and the outbox get their turn between them.
+const MESSAGES_PER_TURN_MAX: usize = 64;
+
+const _: () = assert!(ADDRESSES_MAX <= u8::MAX as usize, "addresses are counted in a byte");
+
+/// What the agent wants to be told.
+pub type Hook = Arc<dyn Fn() + Send + Sync>;
+/// The same, with kind and detail of an event.
+pub type EventHook = Arc<dyn Fn(&'static str, &str) + Send + Sync>;
+
+/// What the uplink is made of.
+#[derive(Clone)]
+pub struct Setup {
+    /// For the core. `endpoints` are the URLs of `endpoints` below, in the same order; `saved` and `fresh_boot` give
+    /// way to what the backoff file says.
+    pub upstream: upstream::Setup,
+    /// In order of preference.
+    pub endpoints: Vec<Endpoint>,
+    /// Offered in this order.
+    pub encodings: Vec<Encoding>,
+    /// When a silent connection is dead, for the kernel too.
+    pub heartbeat: Heartbeat,
+    /// Where the backoff is kept: `backoff` in the local socket's folder.
+    pub backoff_file: PathBuf,
+    /// Called in each turn of the loop: a sign of life for the watchdog. Waking the port makes a turn.
+    pub watchdog: Hook,
+    /// Called after [`Board::link`] has changed.
+    pub link_changed: Hook,
+    /// Called with kind and detail of what is worth a record on topic `$event`.
+    pub event: EventHook,
+}
+
+impl fmt::Debug for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setup").field("upstream", &self.upstream).field("endpoints", &self.endpoints).finish()
+    }
+}
+
+/// Why [`Uplink::run`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It was told to stop.
+    Stopped,
+    /// `attempts_max` is reached.
+    GaveUp,
+}
+
+/// Of a record in the window, beside topic and body: as an item, in a frame, or as a refusal that the outbox has not
+/// taken yet.
+const RECORD_BYTES: usize = 384;
+const _: () = assert!(size_of::<Item>() + 128 <= RECORD_BYTES && DETAIL_BYTES_MAX + 128 <= RECORD_BYTES);
+
+/// Most bytes that the uplink's buffers hold. A record larger than the window goes alone.
+pub fn memory_bytes_max(config: &config::Upstream, record_bytes_max: u32) -> u64 {
+    // JSON writes a control character as six (`\u0001`), postcard whatever it is as it is.
+    let expansion = if config.encodings.contains(&Encoding::Json) { 6 } else { 1 };
+    let window = u64::from(config.window_bytes.max(record_bytes_max)) * expansion
+        + u64::from(config.window_records) * RECORD_BYTES as u64;
+    // While it is encoded: its buffer doubles, and where the server takes less its halves stand beside it.
+    let batch = 4 * u64::from(config.batch_bytes_max.max(record_bytes_max)) * expansion;
+    window + batch + (BUFFERS_BYTES_MAX + SERVER_MESSAGE_BYTES_MAX) as u64
+}
+
+/// The uplink, not yet running.
+pub struct Uplink {
+    poll: Poll,
+    waker: Arc<Waker>,
+    port: Arc<Port<ForUplink>>,
+    reaches: Vec<Reach>,
+    setup: Setup,
+}
+
+impl Uplink {
+    /// Makes the reactor. Fails where the system has no more descriptors, and for a URL that is none.
+    pub fn try_new(mut setup: Setup) -> io::Result<Self> {
+        if setup.endpoints.is_empty() || setup.endpoints.len() != setup.upstream.link.endpoints_tls.len() {
+            return Err(io::Error::new(
+                ErrorKind::InvalidInput,
+                "as many endpoints as the link knows, and at least one",
+            ));
+        }
+        let reaches = setup.endpoints.iter().map(|endpoint| reach(endpoint, &setup)).collect::<io::Result<_>>()?;
+        if let Some((saved, this_boot)) = saved::read(&setup.backoff_file) {
+            setup.upstream.saved = Some(saved);
+            setup.upstream.fresh_boot = !this_boot;
+        }
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+        let port = Port::with_wake(wake(&waker));
+        Ok(Self { poll, waker, port: Arc::new(port), reaches, setup })
+    }
+
+    /// Where the other threads leave what is for this one.
+    pub fn port(&self) -> Arc<Port<ForUplink>> {
+        Arc::clone(&self.port)
+    }
+
+    /// Runs until told to stop, on the calling thread. The first attempt waits for the first offers.
+    pub fn run(self, outbox: Arc<Port<ForOutbox>>, board: Arc<Board>) -> Exit {
+        let Self { poll, waker, port, reaches, setup } = self;
+        let mut reactor = Reactor {
+            poll,
+            upstream: Upstream::new(setup.upstream.clone(), clock::now()),
+            resolver: Resolver::new(wake(&waker)),
+            addresses: Vec::new(),
+            reaches,
+            endpoint: 0,
+            transport: Transport::None,
+            ready: false,
+            offered: false,
+            meter: Rc::new(Meter::default()),
+            wire: status::Wire::default(),
+            commands: 0,
+            view_is_stale: true,
+            was_up: false,
+            exit: None,
+            port,
+            outbox,
+            board,
+            setup,
+        };
+        let mut events = Events::with_capacity(8);
+        loop {
+            if let Some(exit) = reactor.turn() {
+                return exit;
+            }
+            reactor.wait(&mut events);
+        }
+    }
+}
+
+fn reach(endpoint: &Endpoint, setup: &Setup) -> io::Result<Reach> {
+    let fault = |error| io::Error::new(ErrorKind::InvalidInput, format!("endpoint {}: {error}", endpoint.url));
+    let Heartbeat { interval_ms, timeout_ms, misses_max } = setup.heartbeat;
+    let silence_ms = timeout_ms.saturating_mul(misses_max.into()).saturating_add(interval_ms);
+    Ok(Reach {
+        target: Target::try_new(&endpoint.url).map_err(fault)?,
+        endpoint: endpoint.clone(),
+        encodings: setup.encodings.clone(),
+        agent: setup.upstream.agent.clone(),
+        silence: Duration::from_millis(silence_ms),
+    })
+}
+
+fn wake(waker: &Arc<Waker>) -> impl Fn() + Send + Sync + 'static {
+    let waker = Arc::clone(waker);
+    // It can only fail for want of kernel memory; the next one to wake tries again.
+    move || drop(waker.wake())
+}
+
+/// The present connection.
+#[derive(Default)]
+enum Transport {
+    #[default]
+    None,
+    Handshake(Box<Handshake>),
+    Open(Box<Open>),
+}
+
+struct Reactor {
+    poll: Poll,
+    upstream: Upstream,
+    resolver: Resolver,
+    /// Of the last resolution.
+    addresses: Vec<SocketAddr>,
+    /// The endpoints, and which of them was resolved last.
+    reaches: Vec<Reach>,
+    endpoint: usize,
+    transport: Transport,
+    /// The socket may have something for us, or take something.
+    ready: bool,
+    /// The outbox has said what it holds. A `hello` before that would name nothing, and the session end at once.
+    offered: bool,
+    meter: Rc<Meter>,
+    /// As pinned last.
+    wire: status::Wire,
+    /// Commands received since the start.
+    commands: u64,
+    view_is_stale: bool,
+    was_up: bool,
+    exit: Option<Exit>,
+    port: Arc<Port<ForUplink>>,
+    outbox: Arc<Port<ForOutbox>>,
+    board: Arc<Board>,
+    setup: Setup,
+}
+
+impl Reactor {
+    /// Does whatever can be done now.
+    fn turn(&mut self) -> Option<Exit> {
+        (self.setup.watchdog)();
+        self.take_answer();
+        self.take_from_port();
+        if mem::take(&mut self.ready) {
+            self.drive();
+        }
+        // Only now: a pong that lies in the socket already is in time, however late this thread is.
+        if self.offered {
+            self.upstream.handle_timeout(clock::now());
+            self.perform();
+        }
+        self.flush();
+        self.publish();
+        self.exit
+    }
+
+    /// Sleeps until something happens or is due.
+    fn wait(&mut self, events: &mut Events) {
+        let deadline = self.upstream.poll_timeout().filter(|_| self.offered);
+        let timeout = if self.ready { Some(Duration::ZERO) } else { deadline.map(|(at, _)| at.since(clock::now())) };
+        match self.poll.poll(events, timeout) {
+            Ok(()) => self.ready |= events.iter().any(|event| event.token() == UPSTREAM),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Interrupted, "our own epoll: {error}"),
+        }
+    }
+
+    fn tell(&mut self, input: Input<'_>) {
+        self.upstream.handle_input(input, clock::now());
+        self.perform();
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        self.drop_transport(None);
+        self.tell(Input::Failed(failure));
+    }
+
+    // What comes in.
+
+    fn take_answer(&mut self) {
+        if let Some(answer) = self.resolver.take() {
+            self.on_answer(answer);
+            self.perform();
+        }
+    }
+
+    fn on_answer(&mut self, answer: Result<Vec<SocketAddr>, Failure>) {
+        let input = match answer {
+            Ok(addresses) => {
+                self.addresses = addresses;
+                Input::Resolved { addresses: u8::try_from(self.addresses.len()).unwrap_or(u8::MAX) }
+            }
+            Err(failure) => Input::Failed(failure),
+        };
+        self.upstream.handle_input(input, clock::now());
+    }
+
+    fn take_from_port(&mut self) {
+        let (offers, items, stop) = {
+            let mut port = self.port.lock();
+            let changed = mem::take(&mut port.offers_changed);
+            (changed.then(|| port.offers.clone()), mem::take(&mut port.items), port.stop)
+        };
+        if stop {
+            self.tell(Input::Stop);
+            self.exit = Some(Exit::Stopped);
+            return;
+        }
+        for (fetch, items) in items {
+            self.tell(Input::Items(&fetch, items));
+        }
+        if let Some(offers) = offers {
+            self.offered = true;
+            self.tell(Input::Offers(&offers));
+        }
+    }
+
+    /// Takes the transport from stage to stage, as far as it goes.
+    fn drive(&mut self) {
+        loop {
+            let progress = match mem::take(&mut self.transport) {
+                Transport::None => return,
+                Transport::Handshake(handshake) => handshake.advance(),
+                Transport::Open(open) => {
+                    self.transport = Transport::Open(open);
+                    return self.read();
+                }
+            };
+            match progress {
+                Ok(Progress::Waiting(handshake)) => return self.transport = Transport::Handshake(handshake.into()),
+                Ok(Progress::Dialed(handshake)) => {
+                    self.transport = Transport::Handshake(handshake.into());
+                    self.tell(Input::Dialed);
+                }
+                Ok(Progress::Secured(handshake)) => {
+                    self.transport = Transport::Handshake(handshake.into());
+                    self.tell(Input::Secured);
+                }
+                Ok(Progress::Upgraded(open, encoding)) => {
+                    self.transport = Transport::Open(open);
+                    let offers = {
+                        let mut port = self.port.lock();
+                        port.offers_changed = false;
+                        port.offers.clone()
+                    };
+                    self.tell(Input::Upgraded { encoding, offers: &offers });
+                }
+                Err(failure) => self.fail(failure),
+            }
+        }
+    }
+
+    fn read(&mut self) {
+        let received_before = self.meter.wire().bytes_received;
+        let mut drained = false;
+        for _ in 0..MESSAGES_PER_TURN_MAX {
+            let Transport::Open(open) = &mut self.transport else { return };
+            match open.read() {
+                Ok(Some(incoming)) => self.on_incoming(incoming),
+                Ok(None) => {
+                    drained = true;
+                    break;
+                }
+                Err(failure) => return self.fail(failure),
+            }
+        }
+        self.ready |= !drained;
+        if self.meter.wire().bytes_received > received_before {
+            self.tell(Input::Received);
+        }
+    }
+
+    fn on_incoming(&mut self, incoming: Incoming) {
+        let (was_up, commands_before) = (self.upstream.is_up(), self.commands);
+        let is_message = match incoming {
+            Incoming::Text(text) => {
+                trace!(target: "uplink", "received text bytes={}", text.len());
+                self.tell(Input::Text(&text));
+                true
+            }
+            Incoming::Binary(bytes) => {
+                trace!(target: "uplink", "received binary bytes={}", bytes.len());
+                self.tell(Input::Binary(&bytes));
+                true
+            }
+            Incoming::Ping => false,
+            Incoming::Pong => {
+                self.tell(Input::Pong);
+                self.view_is_stale = true;
+                false
+            }
+        };
+        self.meter.claim_received(match (is_message, was_up) {
+            (false, _) => Purpose::Heartbeat,
+            (true, false) => Purpose::Handshake,
+            (true, true) if self.commands > commands_before => Purpose::Commands,
+            (true, true) => Purpose::Acks,
+        });
+    }
+
+    fn flush(&mut self) {
+        let Transport::Open(open) = &mut self.transport else { return };
+        match open.flush() {
+            Ok(flushed) => {
+                if flushed.shrank {
+                    self.tell(Input::Received);
+                }
+                if flushed.ping {
+                    self.tell(Input::PingFlushed);
+                }
+            }
+            Err(failure) => self.fail(failure),
+        }
+    }
+
+    // What goes out.
+
+    /// Performs what the core wants, until it wants nothing more.
+    fn perform(&mut self) {
+        while let Some(output) = self.upstream.poll_output() {
+            if let Err(failure) = self.perform_one(output) {
+                self.drop_transport(None);
+                self.upstream.handle_input(Input::Failed(failure), clock::now());
+            }
+        }
+    }
+
+    fn perform_one(&mut self, output: Output) -> Result<(), Failure> {
+        match output {
+            Output::Resolve { endpoint } => self.resolve(endpoint),
+            Output::Dial { address } => self.dial(address)?,
+            Output::Transmit { frame, purpose } => {
+                if let Transport::Open(open) = &mut self.transport {
+                    open.send(frame, purpose);
+                }
+            }
+            Output::Ping => {
+                if let Transport::Open(open) = &mut self.transport {
+                    open.ping()?;
+                }
+            }
+            Output::Drop { close } => {
+                self.resolver.abandon();
+                self.drop_transport(close);
+            }
+            Output::Fetch(fetch) => self.outbox.give(|outbox| replace_fetch(&mut outbox.fetches, fetch)),
+            Output::Acked { lane, epoch, seq } => self.outbox.give(|outbox| {
+                let acked: &mut Seq = outbox.acks.entry((lane, epoch)).or_default();
+                *acked = seq.max(*acked);
+            }),
+            Output::Rejected { lane, epoch, seq, reason } => {
+                self.outbox.give(|outbox| outbox.rejected.insert((lane, epoch, seq), reason));
+            }
+            Output::Foreign { lane, epoch } => self.outbox.give(|outbox| outbox.foreign.push((lane, epoch))),
+            Output::Changed => self.view_is_stale = true,
+            Output::Event { kind, detail } => {
+                warn!(target: "uplink", "event kind={kind} detail={detail:?}");
+                (self.setup.event)(kind, &detail);
+            }
+            Output::Command { seq, topic, body: _ } => {
+                self.commands += 1;
+                self.board.commands.lock().received = self.commands;
+                trace!(target: "uplink", "command without subscriber seq={seq} topic={topic:?}");
+            }
+            Output::Save(saved) => self.save(saved),
+            Output::GiveUp => self.exit = Some(Exit::GaveUp),
+        }
+        Ok(())
+    }
+
+    fn resolve(&mut self, endpoint: u8) {
+        self.endpoint = endpoint.into();
+        let Reach { target, .. } = &self.reaches[self.endpoint];
+        if let Some(answer) = self.resolver.resolve(&target.host, target.port) {
+            self.on_answer(answer);
+        }
+    }
+
+    fn dial(&mut self, address: u8) -> Result<(), Failure> {
+        let (reach, address) = (&self.reaches[self.endpoint], self.addresses[usize::from(address)]);
+        debug!(target: "uplink", "dialing address={address} url={}", reach.endpoint.url);
+        let meter = Rc::clone(&self.meter);
+        let handshake = Handshake::dial(address, reach, meter, self.poll.registry(), UPSTREAM)?;
+        self.transport = Transport::Handshake(handshake.into());
+        Ok(())
+    }
+
+    fn drop_transport(&mut self, close: Option<u16>) {
+        match (mem::take(&mut self.transport), close) {
+            (Transport::Open(open), Some(code)) => open.close(code),
+            (Transport::None | Transport::Handshake(_) | Transport::Open(_), _) => (),
+        }
+        self.meter.claim_received(Purpose::Handshake);
+    }
+
+    fn save(&mut self, saved: Saved) {
+        if let Err(error) = saved::write(&self.setup.backoff_file, saved) {
+            let path = self.setup.backoff_file.display();
+            debug!(target: "uplink", "backoff not kept path={path} error={error}");
+        }
+    }
+
+    /// Pins to the board what has changed.
+    fn publish(&mut self) {
+        let wire = self.meter.wire();
+        if wire != mem::replace(&mut self.wire, wire) {
+            *self.board.wire.lock() = wire;
+        }
+        if !mem::take(&mut self.view_is_stale) {
+            return;
+        }
+        let view = self.upstream.view();
+        let is_up = self.upstream.is_up();
+        if is_up && !mem::replace(&mut self.was_up, is_up) {
+            let (session, url) =
+                (view.session.as_deref().unwrap_or_default(), &self.reaches[self.endpoint].endpoint.url);
+            info!(target: "uplink", "link up session={session:?} endpoint={url}");
+        }
+        self.was_up = is_up;
+        *self.board.link.lock() = view;
+        (self.setup.link_changed)();
+    }
+}
+
+/// One question a (lane, epoch): the newest stands.
+fn replace_fetch(fetches: &mut Vec<Fetch>, fetch: Fetch) {
+    fetches.retain(|other| other.epoch != fetch.epoch || other.lane != fetch.lane);
+    fetches.push(fetch);
+}

@@ -1,0 +1,69 @@
+//! What outlives a restart of the process, as a small file beside the local socket: a crash loop must not bypass the
+//! backoff. It is a hint: whatever is wrong with it, the link begins without.
+
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::link::Saved;
+
+/// Largest file, in bytes.
+const FILE_BYTES_MAX: u64 = 4096;
+
+/// The kernel's name for this boot.
+const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
+
+#[derive(Serialize, Deserialize)]
+struct Content {
+    /// The boot whose clock the instants are of.
+    boot_id: String,
+    saved: Saved,
+}
+
+/// What an earlier process left, and whether that was in this boot.
+pub fn read(path: &Path) -> Option<(Saved, bool)> {
+    let mut bytes = Vec::new();
+    fs::File::open(path).ok()?.take(FILE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let content: Content = serde_json::from_slice(&bytes).ok()?;
+    Some((content.saved, content.boot_id == boot_id()))
+}
+
+/// Replaces the file as a whole. Not synced: it is of use only while the machine runs.
+pub fn write(path: &Path, saved: Saved) -> io::Result<()> {
+    let text = serde_json::to_string(&Content { boot_id: boot_id(), saved })?;
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, text)?;
+    fs::rename(&temporary, path)
+}
+
+/// Empty where the kernel does not say: then any file counts as of this boot.
+fn boot_id() -> String {
+    fs::read_to_string(BOOT_ID_FILE).unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::temp_dir::TempDir;
+
+    #[test]
+    fn what_is_written_is_read_and_what_is_damaged_ignored() {
+        let dir = TempDir::new("saved");
+        let path = dir.join("backoff");
+        assert_eq!(read(&path), None);
+        let saved = Saved { backoff_exponent: 3, slow_exponent: 1, not_before_boot_ms: 77 };
+        write(&path, Saved::default()).unwrap();
+        write(&path, saved).unwrap();
+        assert_eq!(read(&path), Some((saved, true)));
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace(&boot_id(), "another boot")).unwrap();
+        assert_eq!(read(&path), Some((saved, false)));
+        for damage in ["", "{", "null", "{\"boot_id\":1}", &"x".repeat(9000)] {
+            fs::write(&path, damage).unwrap();
+            assert_eq!(read(&path), None, "{damage:.20}");
+        }
+    }
+}

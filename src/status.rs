@@ -1,0 +1,368 @@
+//! The snapshot that `status`, metrics and the page show. Plain data: each thread keeps its own part up to date.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Instant;
+
+/// Everything, one snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The process.
+    pub agent: Agent,
+    /// The upstream link.
+    pub link: Link,
+    /// One entry a lane.
+    pub lanes: Vec<Lane>,
+    /// Wear.
+    pub flash: Flash,
+    /// Bytes on the wire.
+    pub wire: Wire,
+    /// How long things took.
+    pub delay: Delay,
+    /// Downlink.
+    pub commands: Commands,
+    /// Memory and its bound.
+    pub memory: Memory,
+}
+
+/// The process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Agent {
+    /// Of this program.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Since the process started.
+    pub uptime_s: u64,
+    /// Who this gateway is.
+    pub device: String,
+    /// Random per start of the process; stands in `hello`.
+    pub boot: String,
+    /// `current` or `fallback`.
+    pub config: String,
+    /// How long ago a record was given up; null while none was since the process started.
+    pub loss_s_ago: Option<u64>,
+}
+
+/// The upstream link.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Link {
+    /// Its name, see [`LinkView::state`].
+    pub state: String,
+    /// How long it has been in this state.
+    pub since_s: u64,
+    /// URL of the endpoint in use or tried last.
+    pub endpoint: Option<String>,
+    /// The session's name as the server gave it, while it is up.
+    pub session: Option<String>,
+    /// Sessions greeted since the process started.
+    pub sessions: u64,
+    /// Attempts since the process started.
+    pub attempts: u64,
+    /// Failures by class since the process started.
+    pub failures: BTreeMap<String, u64>,
+    /// Sessions per attempt, 0 to 1.
+    pub success_ratio: f64,
+    /// Why the last attempt or session ended.
+    pub last_failure: Option<LastFailure>,
+    /// From now; null while no attempt is planned.
+    pub next_attempt_ms: Option<u64>,
+    /// The wait that was drawn last.
+    pub backoff_ms: u64,
+    /// Smoothed round trip of the pings.
+    pub rtt_ms: Option<f64>,
+    /// `set` or `unset`.
+    pub clock: String,
+}
+
+/// Why the last attempt or session ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LastFailure {
+    /// Its class, one word.
+    pub class: String,
+    /// What was seen, one line.
+    pub detail: String,
+    /// How long ago.
+    pub s_ago: u64,
+}
+
+/// One epoch of a lane (the newest; older ones are added up into its counters).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lane {
+    /// Its name.
+    pub name: String,
+    /// Its newest epoch.
+    pub epoch: u64,
+    /// Records not yet acked.
+    pub depth: u64,
+    /// Bytes of its files on flash.
+    pub bytes: u64,
+    /// Bound of its files on flash.
+    pub bytes_max: u64,
+    /// Age of the oldest record not yet acked; null when there is none or its age is not known.
+    pub oldest_s: Option<u64>,
+    /// Lowest number not yet acked.
+    pub first: u64,
+    /// The number that the next record gets.
+    pub next: u64,
+    /// Highest number on flash.
+    pub committed: u64,
+    /// Highest number acked.
+    pub acked: u64,
+    /// Records sent, repeats included.
+    pub sent: u64,
+    /// Of these, repeats.
+    pub resent: u64,
+    /// Records dropped because the lane was full.
+    pub overflowed: u64,
+    /// Records dropped because their time to live was over.
+    pub expired: u64,
+    /// Records that could not be read back.
+    pub corrupt: u64,
+    /// Records that the upstream refused for ever.
+    pub rejected: u64,
+    /// Numbers skipped behind a torn tail.
+    pub torn: u64,
+}
+
+impl Lane {
+    /// Records that will never come.
+    pub const fn lost(&self) -> u64 {
+        self.overflowed + self.expired + self.corrupt + self.rejected
+    }
+}
+
+/// Wear.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Flash {
+    /// All bytes handed to the file system since the process started.
+    pub bytes_written: u64,
+    /// Of these, topic and body.
+    pub bytes_payload: u64,
+    /// Calls of fdatasync and fsync.
+    pub syncs: u64,
+    /// Median of the recent syncs.
+    pub sync_ms_p50: f64,
+    /// Longest sync since the process started.
+    pub sync_ms_max: f64,
+    /// `ok` or `degraded`.
+    pub state: String,
+    /// Share of its life that the flash has used; null where that is not known.
+    pub lifetime: Option<serde_json::Value>,
+    /// What they were written for.
+    pub by_purpose: FlashPurposes,
+}
+
+/// Bytes to flash by purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlashPurposes {
+    /// Batches of records.
+    pub records: u64,
+    /// Batches that only carry acks.
+    pub acks: u64,
+    /// Batches that only reserve numbers.
+    pub reserve: u64,
+    /// Segments written with zeros ahead of need.
+    pub segments: u64,
+    /// Anything else.
+    pub other: u64,
+}
+
+/// Bytes on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wire {
+    /// All bytes sent.
+    pub bytes_sent: u64,
+    /// All bytes received.
+    pub bytes_received: u64,
+    /// What they were for.
+    pub by_purpose: WirePurposes,
+}
+
+/// Bytes on the wire by purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WirePurposes {
+    /// Batches of records and gaps.
+    pub records: Bytes,
+    /// Acks and refusals.
+    pub acks: Bytes,
+    /// Commands and what became of them.
+    pub commands: Bytes,
+    /// Pings and pongs.
+    pub heartbeat: Bytes,
+    /// Upgrade and greeting.
+    pub handshake: Bytes,
+}
+
+/// Both directions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bytes {
+    /// Out.
+    pub sent: u64,
+    /// In.
+    pub received: u64,
+}
+
+/// How long things took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Delay {
+    /// From a put to its record being on flash.
+    pub put_to_committed_ms: Percentiles,
+    /// From a put to its ack from upstream.
+    pub put_to_delivered_ms: Percentiles,
+}
+
+/// Of the recent past.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Percentiles {
+    /// Median; null before the first sample.
+    pub p50: Option<f64>,
+    /// 99 of 100 took no longer.
+    pub p99: Option<f64>,
+}
+
+/// Downlink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commands {
+    /// Commands that came.
+    pub received: u64,
+    /// Commands that a local program was given.
+    pub delivered: u64,
+    /// Commands reported done.
+    pub done: u64,
+}
+
+/// Memory and its bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Resident memory of the process.
+    pub rss_bytes: u64,
+    /// Bytes in queues and buffers now.
+    pub queues_bytes: u64,
+    /// Their bound.
+    pub queues_bytes_max: u64,
+}
+
+/// The link as the core sees it, in instants; [`LinkView::status`] makes it relative to a moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LinkView {
+    /// The state's name: `idle`, `start_delay`, `resolving`, `dialing`, `securing`, `upgrading`, `greeting`, `up`,
+    /// `draining`, `waiting`, `stopped`.
+    pub state: &'static str,
+    /// When it was entered.
+    pub since: Instant,
+    /// Index of the endpoint in use or tried last.
+    pub endpoint: Option<u8>,
+    /// The session's name as the server gave it, while it is up.
+    pub session: Option<String>,
+    /// Sessions greeted since the process started.
+    pub sessions: u64,
+    /// Attempts since the process started.
+    pub attempts: u64,
+    /// Failures by class since the process started.
+    pub failures: Vec<(&'static str, u64)>,
+    /// Class, detail and instant of the last one.
+    pub last_failure: Option<(&'static str, String, Instant)>,
+    /// When the next attempt is planned.
+    pub next_attempt: Option<Instant>,
+    /// The wait that was drawn last, in ms.
+    pub backoff_ms: u64,
+    /// Smoothed round trip of the pings (RFC 6298 § 2).
+    pub rtt: Option<Duration>,
+}
+
+impl LinkView {
+    /// The same, relative to `now`. `endpoints` are the configured URLs.
+    pub fn status(&self, now: Instant, endpoints: &[String], clock_set: bool) -> Link {
+        // Collecting would bring a sort along, and its code.
+        let mut failures = BTreeMap::new();
+        failures.extend(self.failures.iter().map(|(class, count)| ((*class).to_owned(), *count)));
+        let ratio = if self.attempts == 0 { 0.0 } else { self.sessions as f64 / self.attempts as f64 };
+        Link {
+            state: self.state.into(),
+            since_s: now.since(self.since).as_secs(),
+            endpoint: self.endpoint.and_then(|index| endpoints.get(usize::from(index)).cloned()),
+            session: self.session.clone(),
+            sessions: self.sessions,
+            attempts: self.attempts,
+            failures,
+            success_ratio: ratio,
+            last_failure: self.last_failure.as_ref().map(|(class, detail, at)| LastFailure {
+                class: (*class).into(),
+                detail: detail.clone(),
+                s_ago: now.since(*at).as_secs(),
+            }),
+            next_attempt_ms: self.next_attempt.map(|at| at.since(now).as_millis() as u64),
+            backoff_ms: self.backoff_ms,
+            rtt_ms: self.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+            clock: if clock_set { "set" } else { "unset" }.into(),
+        }
+    }
+}
+
+/// The recent past of a delay: its last [`Samples::LEN_MAX`] values, in a ring.
+#[derive(Clone, Debug, Default)]
+pub struct Samples {
+    /// In microseconds.
+    ring: Vec<u32>,
+    oldest: usize,
+    micros_max: u32,
+}
+
+impl Samples {
+    /// Values kept.
+    pub const LEN_MAX: usize = 512;
+
+    /// Adds a value; the oldest one goes when the ring is full.
+    pub fn push(&mut self, took: Duration) {
+        let micros = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+        self.micros_max = self.micros_max.max(micros);
+        if self.ring.len() < Self::LEN_MAX {
+            self.ring.push(micros);
+        } else {
+            self.ring[self.oldest] = micros;
+            self.oldest = (self.oldest + 1) % Self::LEN_MAX;
+        }
+    }
+
+    /// Of the values in the ring, in ms, by nearest rank.
+    pub fn percentiles(&self) -> Percentiles {
+        let mut sorted = self.ring.clone();
+        sorted.sort_unstable();
+        let rank = |percent: usize| {
+            let nth = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
+            sorted.get(nth).map(|micros| f64::from(*micros) / 1000.0)
+        };
+        Percentiles { p50: rank(50), p99: rank(99) }
+    }
+
+    /// The largest value ever, in ms.
+    pub fn ms_max(&self) -> f64 {
+        f64::from(self.micros_max) / 1000.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_recent_past_and_the_maximum_of_all() {
+        let mut samples = Samples::default();
+        assert_eq!(samples.percentiles(), Percentiles { p50: None, p99: None });
+        samples.push(Duration::from_secs(9));
+        for ms in (1..=100).cycle().take(Samples::LEN_MAX - 12) {
+            samples.push(Duration::from_millis(ms));
+        }
+        for _ in 0..12 {
+            samples.push(Duration::from_millis(50));
+        }
+        assert_eq!(samples.percentiles(), Percentiles { p50: Some(50.0), p99: Some(99.0) });
+        assert_eq!(samples.ms_max(), 9000.0);
+        samples.push(Duration::MAX);
+        assert_eq!(samples.ms_max(), f64::from(u32::MAX) / 1000.0);
+    }
+}

@@ -1,0 +1,465 @@
+//! Link and dialect wired together: the one upstream as a single machine. CORE: no I/O, no clock. The reactor
+//! (`shell::uplink`) and the simulator drive the very same code.
+//!
+//! It turns transport events into [`link::Input`]s, begins a [`dialect::Session`] at the upgrade and drops it with
+//! everything of it at the session's end, and keeps what outlives a session: the class that ended the last one
+//! (`hello.last`), the batch limit that halves after connections without progress (rule 6), the session number, and
+//! the numberings that are not ours until the outbox has drawn new ones (rule 7).
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use crate::config::Encoding;
+use crate::dialect::message::Frame;
+use crate::dialect::{self, Greeting, Purpose, Session};
+use crate::link::{self, Class, Failure, Link};
+use crate::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
+use crate::status::LinkView;
+use crate::time::Instant;
+
+/// What the upstream is made of.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// For the link.
+    pub link: Arc<link::Config>,
+    /// For each session.
+    pub dialect: Arc<dialect::Config>,
+    /// Who this gateway is.
+    pub device: String,
+    /// Name and version of this program: `backhaul/0.1.0`.
+    pub agent: String,
+    /// Random per start of the process, in hexadecimal.
+    pub boot: String,
+    /// URLs of the endpoints, in order of preference.
+    pub endpoints: Vec<String>,
+    /// For all that is drawn.
+    pub seed: u64,
+    /// What an earlier process of this machine left.
+    pub saved: Option<link::Saved>,
+    /// The machine has just started: the first attempt has a start delay.
+    pub fresh_boot: bool,
+}
+
+/// What happened. The shell reports only of the lookup and the transport asked for last.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input<'a> {
+    /// The resolver found so many addresses.
+    Resolved {
+        /// How many.
+        addresses: u8,
+    },
+    /// TCP is connected.
+    Dialed,
+    /// TLS is up.
+    Secured,
+    /// The upgrade succeeded.
+    Upgraded {
+        /// The subprotocol that the server picked.
+        encoding: Encoding,
+        /// What the outbox offers at this moment.
+        offers: &'a [Offer],
+    },
+    /// The attempt or the session failed; the transport is gone.
+    Failed(Failure),
+    /// Bytes came in, or a send queue that was stuck shrank.
+    Received,
+    /// A text message.
+    Text(&'a str),
+    /// A binary message.
+    Binary(&'a [u8]),
+    /// A pong.
+    Pong,
+    /// The last ping asked for has left our buffer.
+    PingFlushed,
+    /// The outbox has something new.
+    Offers(&'a [Offer]),
+    /// The outbox's answer.
+    Items(&'a Fetch, Vec<Item>),
+    /// Something changed in the network.
+    NetworkChanged,
+    /// The agent is stopping.
+    Stop,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Resolve this endpoint's name.
+    Resolve {
+        /// Its index.
+        endpoint: u8,
+    },
+    /// Dial an address of it.
+    Dial {
+        /// The index in the last resolution.
+        address: u8,
+    },
+    /// Send a frame, in this order. All that are not yet on the wire fit into one window and one batch.
+    Transmit {
+        /// The message.
+        frame: Frame,
+        /// What it is for.
+        purpose: Purpose,
+    },
+    /// Send a ping, ahead of frames that wait.
+    Ping,
+    /// Drop the transport and what waits to be sent, after a close frame where a code is given.
+    Drop {
+        /// RFC 6455 § 7.4.
+        close: Option<u16>,
+    },
+    /// Ask the outbox.
+    Fetch(Fetch),
+    /// Tell the outbox: everything up to `seq` is stored upstream.
+    Acked {
+        /// The lane.
+        lane: LaneName,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The number.
+        seq: Seq,
+    },
+    /// Tell the outbox: this record is refused for ever.
+    Rejected {
+        /// The lane.
+        lane: LaneName,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The record's number.
+        seq: Seq,
+        /// The server's words.
+        reason: String,
+    },
+    /// Tell the outbox: draw a new epoch for this lane.
+    Foreign {
+        /// The lane.
+        lane: LaneName,
+        /// The epoch that is not ours.
+        epoch: Epoch,
+    },
+    /// For status and the log: read the state from [`Upstream::view`].
+    Changed,
+    /// Worth a record on topic `$event` and a warning.
+    Event {
+        /// One word, for machines.
+        kind: &'static str,
+        /// One line, for people.
+        detail: String,
+    },
+    /// For local programs.
+    Command {
+        /// Its number in the command stream.
+        seq: u64,
+        /// What it is about.
+        topic: String,
+        /// What it says.
+        body: Body,
+    },
+    /// Keep beside the socket.
+    Save(link::Saved),
+    /// Leave with exit code 69.
+    GiveUp,
+}
+
+/// What a deadline is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timer {
+    /// The link's.
+    Link(link::Timer),
+    /// The session's.
+    Session(dialect::Timer),
+}
+
+/// The one upstream.
+#[derive(Debug)]
+pub struct Upstream {
+    link: Link,
+    dialect: Arc<dialect::Config>,
+    device: String,
+    agent: String,
+    boot: String,
+    endpoints: Vec<String>,
+    /// From the upgrade to the end.
+    session: Option<Live>,
+    /// Sessions begun; the number of the last one.
+    sessions: u64,
+    /// Records in one message, at most (rule 6).
+    batch_records_max: u32,
+    /// Numberings that are not ours and that the outbox still offers: they stay out of every `hello`.
+    foreign: Vec<(LaneName, Epoch)>,
+    /// Refused and not yet acked: a `welcome` repeats refusals, and each counts once. What a connection may refuse is
+    /// in its window, or in its `welcome`.
+    refused: BTreeSet<(LaneName, Epoch, Seq)>,
+    outputs: VecDeque<Output>,
+}
+
+/// A session and what is remembered of it alone.
+#[derive(Debug)]
+struct Live {
+    session: Session,
+    /// As the server named it, once it greeted.
+    name: Option<String>,
+    /// A refusal was reported: one event a session.
+    refused: bool,
+}
+
+impl Upstream {
+    /// An upstream that has not tried yet.
+    pub fn new(setup: Setup, now: Instant) -> Self {
+        let Setup { link, dialect, device, agent, boot, endpoints, seed, saved, fresh_boot } = setup;
+        Self {
+            link: Link::new(link, seed, saved, fresh_boot, now),
+            batch_records_max: dialect.window_records.max(1),
+            dialect,
+            device,
+            agent,
+            boot,
+            endpoints,
+            session: None,
+            sessions: 0,
+            foreign: Vec::new(),
+            refused: BTreeSet::new(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// What `status` shows of the link.
+    pub fn view(&self) -> LinkView {
+        let session = self.session.as_ref().and_then(|live| live.name.clone());
+        LinkView { session, ..self.link.view() }
+    }
+
+    /// The far end has greeted, and the session lives.
+    pub fn is_up(&self) -> bool {
+        self.link.is_up()
+    }
+
+    /// Something happened.
+    pub fn handle_input(&mut self, input: Input<'_>, now: Instant) {
+        match input {
+            Input::Resolved { addresses } => self.link.handle_input(link::Input::Resolved { addresses }, now),
+            Input::Dialed => self.link.handle_input(link::Input::Dialed, now),
+            Input::Secured => self.link.handle_input(link::Input::Secured, now),
+            Input::Upgraded { encoding, offers } => self.on_upgraded(encoding, offers, now),
+            Input::Failed(failure) => self.on_failed(failure, now),
+            Input::Received => self.link.handle_input(link::Input::Received, now),
+            Input::Text(text) => self.tell(dialect::Input::Text(text), now),
+            Input::Binary(bytes) => self.tell(dialect::Input::Binary(bytes), now),
+            Input::Pong => self.link.handle_input(link::Input::Pong, now),
+            Input::PingFlushed => self.link.handle_input(link::Input::PingFlushed, now),
+            Input::Offers(offers) => {
+                let ours = self.ours(offers);
+                self.tell(dialect::Input::Offers(&ours), now);
+            }
+            Input::Items(fetch, items) => self.tell(dialect::Input::Items(fetch, items), now),
+            Input::NetworkChanged => self.link.handle_input(link::Input::NetworkChanged, now),
+            Input::Stop => self.link.handle_input(link::Input::Stop, now),
+        }
+        self.settle(now);
+    }
+
+    /// Time passed; harmless when nothing is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.link.handle_timeout(now);
+        self.settle(now);
+        if let Some(live) = &mut self.session {
+            live.session.handle_timeout(now);
+        }
+        self.settle(now);
+    }
+
+    /// What to do next, in this order, until there is nothing.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Upstream::handle_timeout`], and why.
+    pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        let link = self.link.poll_timeout().map(|(at, timer)| (at, Timer::Link(timer)));
+        let session = self.session.as_ref().and_then(|live| live.session.poll_timeout());
+        let session = session.map(|(at, timer)| (at, Timer::Session(timer)));
+        link.into_iter().chain(session).min_by_key(|(at, _)| *at)
+    }
+
+    fn on_upgraded(&mut self, encoding: Encoding, offers: &[Offer], now: Instant) {
+        self.end_session();
+        self.link.handle_input(link::Input::Upgraded, now);
+        self.sessions += 1;
+        let greeting = Greeting {
+            device: self.device.clone(),
+            agent: self.agent.clone(),
+            boot: self.boot.clone(),
+            offers: self.ours(offers),
+            commands: None,
+            last: self.link.last_class().map(|class| class.name().into()),
+            session: self.sessions,
+            encoding,
+            batch_records_max: self.batch_records_max,
+        };
+        let session = Session::new(Arc::clone(&self.dialect), greeting, now);
+        self.session = Some(Live { session, name: None, refused: false });
+    }
+
+    fn on_failed(&mut self, failure: Failure, now: Instant) {
+        self.end_session();
+        let replaced = (failure.class == Class::Replaced).then(|| failure.detail.clone());
+        self.link.handle_input(link::Input::Failed(failure), now);
+        if let (Some(detail), Some(Class::Clone)) = (replaced, self.link.last_class()) {
+            self.event("clone_suspected", format!("another device seems to use this identity: {detail}"));
+        }
+    }
+
+    /// The offers without the numberings that are not ours. The outbox needs a moment to draw new ones (rule 7);
+    /// until then nothing of theirs is said. What it no longer offers need not be remembered.
+    fn ours(&mut self, offers: &[Offer]) -> Vec<Offer> {
+        let is = |(lane, epoch): &(LaneName, Epoch), offer: &Offer| offer.epoch == *epoch && offer.lane == *lane;
+        self.foreign.retain(|pair| offers.iter().any(|offer| is(pair, offer)));
+        offers.iter().filter(|offer| !self.foreign.iter().any(|pair| is(pair, offer))).cloned().collect()
+    }
+
+    fn tell(&mut self, input: dialect::Input<'_>, now: Instant) {
+        if let Some(live) = &mut self.session {
+            live.session.handle_input(input, now);
+        }
+    }
+
+    /// Brings what link and session have to say to each other to its end.
+    fn settle(&mut self, now: Instant) {
+        loop {
+            if let Some(output) = self.session.as_mut().and_then(|live| live.session.poll_output()) {
+                self.on_session_output(output, now);
+            } else if let Some(output) = self.link.poll_output() {
+                self.on_link_output(output);
+            } else {
+                break;
+            }
+        }
+        self.check_invariants();
+    }
+
+    fn on_session_output(&mut self, output: dialect::Output, now: Instant) {
+        match output {
+            dialect::Output::Transmit { frame, purpose } => self.outputs.push_back(Output::Transmit { frame, purpose }),
+            dialect::Output::Fetch(fetch) => self.outputs.push_back(Output::Fetch(fetch)),
+            dialect::Output::Greeted { name, server_now_ms: _ } => {
+                if let Some(live) = &mut self.session {
+                    live.name = Some(name);
+                }
+                self.link.handle_input(link::Input::Greeted, now);
+            }
+            dialect::Output::Proved => self.link.handle_input(link::Input::Proved, now),
+            dialect::Output::Acked { lane, epoch, seq } => {
+                self.refused.retain(|refused| (&refused.0, refused.1) != (&lane, epoch) || refused.2 > seq);
+                self.outputs.push_back(Output::Acked { lane, epoch, seq });
+                self.grow_batches();
+            }
+            dialect::Output::Rejected { lane, epoch, seq, reason } => {
+                if self.refused.insert((lane.clone(), epoch, seq)) {
+                    self.on_rejected(&lane, seq, &reason);
+                    self.outputs.push_back(Output::Rejected { lane, epoch, seq, reason });
+                }
+            }
+            dialect::Output::Foreign { lane, epoch } => {
+                self.refused.retain(|refused| (&refused.0, refused.1) != (&lane, epoch));
+                self.event("foreign_numbering", format!("lane {lane}: epoch {epoch} was used by someone else"));
+                self.foreign.push((lane.clone(), epoch));
+                self.outputs.push_back(Output::Foreign { lane, epoch });
+            }
+            dialect::Output::Forgotten { lane, epoch, acked, had } => {
+                let detail = format!("lane {lane}: epoch {epoch} was acked up to {had}, now up to {acked}");
+                self.event("acks_forgotten", detail);
+            }
+            dialect::Output::Command { seq, topic, body } => {
+                self.outputs.push_back(Output::Command { seq, topic, body })
+            }
+            dialect::Output::Retry { after_ms, spread_ms, endpoint } => {
+                let endpoint = endpoint.and_then(|url| self.endpoint_index(&url));
+                self.link.handle_input(link::Input::Retry { after_ms, spread_ms, endpoint }, now);
+            }
+            dialect::Output::End { failure, close } => {
+                self.end_session();
+                self.outputs.push_back(Output::Drop { close });
+                self.on_failed(failure, now);
+            }
+        }
+    }
+
+    fn on_link_output(&mut self, output: link::Output) {
+        match output {
+            link::Output::Resolve { endpoint } => self.outputs.push_back(Output::Resolve { endpoint }),
+            link::Output::Dial { address } => self.outputs.push_back(Output::Dial { address }),
+            link::Output::Ping => self.outputs.push_back(Output::Ping),
+            link::Output::Drop { close } => {
+                self.end_session();
+                self.outputs.push_back(Output::Drop { close });
+            }
+            link::Output::Changed => self.outputs.push_back(Output::Changed),
+            link::Output::Save(saved) => self.outputs.push_back(Output::Save(saved)),
+            link::Output::GiveUp => self.outputs.push_back(Output::GiveUp),
+        }
+    }
+
+    /// One event a session, whatever the number of refusals: each of them is counted by the outbox.
+    fn on_rejected(&mut self, lane: &LaneName, seq: Seq, reason: &str) {
+        let Some(live) = self.session.as_mut().filter(|live| !live.refused) else { return };
+        live.refused = true;
+        self.event("record_rejected", format!("lane {lane}: record {seq} is refused for ever: {reason}"));
+    }
+
+    /// Rule 9: what is not configured is ignored.
+    fn endpoint_index(&mut self, url: &str) -> Option<u8> {
+        let index = self.endpoints.iter().position(|known| known == url).and_then(|index| u8::try_from(index).ok());
+        if index.is_none() {
+            self.event("unknown_endpoint", format!("the server sends us to {url}, which is not configured: ignored"));
+        }
+        index
+    }
+
+    fn event(&mut self, kind: &'static str, detail: String) {
+        self.outputs.push_back(Output::Event { kind, detail });
+    }
+
+    /// Rule 6, the way back: an ack advanced, the path bears what it bore.
+    fn grow_batches(&mut self) {
+        let Some(live) = self.session.as_mut().filter(|live| live.session.progressed()) else { return };
+        self.batch_records_max = self.batch_records_max.saturating_mul(2).min(self.dialect.window_records.max(1));
+        live.session.set_batch_records_max(self.batch_records_max);
+    }
+
+    /// Nothing of the session outlives it: what it wanted sent or fetched is forgotten with it.
+    fn end_session(&mut self) {
+        let Some(Live { session, .. }) = self.session.take() else { return };
+        if session.records_sent() > 0 && !session.progressed() {
+            // No batch was larger than all that was sent: so the next ones are half of what did not get through.
+            let sent = u32::try_from(session.records_sent()).unwrap_or(u32::MAX);
+            self.batch_records_max = (self.batch_records_max.min(sent) / 2).max(1);
+        }
+        self.outputs.retain(|output| match output {
+            Output::Transmit { .. } | Output::Ping | Output::Fetch(_) => false,
+            Output::Resolve { .. }
+            | Output::Dial { .. }
+            | Output::Drop { .. }
+            | Output::Acked { .. }
+            | Output::Rejected { .. }
+            | Output::Foreign { .. }
+            | Output::Changed
+            | Output::Event { .. }
+            | Output::Command { .. }
+            | Output::Save(_)
+            | Output::GiveUp => true,
+        });
+    }
+
+    /// What always holds when link and session have settled.
+    fn check_invariants(&self) {
+        debug_assert!(!self.link.is_up() || self.session.is_some(), "up without a session");
+        debug_assert!(
+            (1..=self.dialect.window_records.max(1)).contains(&self.batch_records_max),
+            "batches are bounded"
+        );
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "tests")]
+mod tests;

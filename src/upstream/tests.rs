@@ -1,0 +1,395 @@
+//! Scripted sequences: a far end made of messages, an outbox made of numbered texts, time that jumps to the next
+//! deadline.
+
+use std::time::Duration;
+
+use super::*;
+use crate::config::{Heartbeat, Reconnect};
+use crate::dialect::message::{Acked, AgentMessage, Hello, ServerMessage, Welcome};
+use crate::record::Record;
+
+const NEAR: &str = "ws://near.example/v1";
+const FAR: &str = "ws://far.example/v1";
+
+/// The machine, and what it wanted since the script last looked.
+struct Script {
+    upstream: Upstream,
+    now: Instant,
+    outputs: Vec<Output>,
+    offers: Vec<Offer>,
+    answers: bool,
+}
+
+impl Script {
+    fn new() -> Self {
+        let link = link::Config {
+            reconnect: Reconnect { start_delay_ms_max: 0, ..Reconnect::default() },
+            heartbeat: Heartbeat::default(),
+            handshake_timeout_ms: 30_000,
+            server_wait_ms_max: 3_600_000,
+            session_age_s_max: 0,
+            attempts_max: 0,
+            endpoints_tls: vec![false, false],
+        };
+        let dialect = dialect::Config {
+            window_records: 64,
+            window_bytes: 1 << 20,
+            batch_bytes_max: 65_536,
+            ack_timeout_ms: 30_000,
+            // One more than is configured: the dialect lets it pass.
+            endpoint_urls: vec![NEAR.into(), FAR.into(), "ws://else.example/".into()],
+        };
+        let setup = Setup {
+            link: Arc::new(link),
+            dialect: Arc::new(dialect),
+            device: "gw-1".into(),
+            agent: "backhaul/0.1.0".into(),
+            boot: "c0ffee".into(),
+            endpoints: vec![NEAR.into(), FAR.into()],
+            seed: 7,
+            saved: None,
+            fresh_boot: false,
+        };
+        let now = Instant::from_micros(1_000_000);
+        Self { upstream: Upstream::new(setup, now), now, outputs: vec![], offers: vec![offer(1, 41)], answers: true }
+    }
+
+    /// All outputs so far; the outbox answers its questions meanwhile.
+    fn drain(&mut self) {
+        while let Some(output) = self.upstream.poll_output() {
+            match &output {
+                Output::Fetch(fetch) if self.answers => {
+                    let items = items(fetch, &self.offers);
+                    self.upstream.handle_input(Input::Items(fetch, items), self.now);
+                }
+                _other => self.outputs.push(output),
+            }
+        }
+    }
+
+    fn tell(&mut self, input: Input<'_>) {
+        self.upstream.handle_input(input, self.now);
+        self.drain();
+    }
+
+    fn say(&mut self, message: &ServerMessage) {
+        let text = serde_json::to_string(message).unwrap();
+        self.tell(Input::Text(&text));
+    }
+
+    /// To the next attempt: past every deadline until a name is to be resolved.
+    fn run_to_attempt(&mut self) -> u8 {
+        for _ in 0..10 {
+            self.drain();
+            let resolve = self.outputs.iter().find_map(|output| match output {
+                Output::Resolve { endpoint } => Some(*endpoint),
+                _other => None,
+            });
+            if let Some(endpoint) = resolve {
+                return endpoint;
+            }
+            let (at, _) = self.upstream.poll_timeout().expect("there is always a deadline");
+            self.now = self.now.max(at);
+            self.upstream.handle_timeout(self.now);
+        }
+        panic!("no attempt: {:?}", self.outputs);
+    }
+
+    /// A new connection up to the upgrade; what `hello` says.
+    fn upgrade(&mut self) -> Hello {
+        self.run_to_attempt();
+        self.outputs.clear();
+        self.tell(Input::Resolved { addresses: 1 });
+        assert!(self.take(|output| matches!(output, Output::Dial { address: 0 })).is_some());
+        self.tell(Input::Dialed);
+        let offers = self.offers.clone();
+        self.tell(Input::Upgraded { encoding: Encoding::Json, offers: &offers });
+        match self.sent().into_iter().next() {
+            Some(AgentMessage::Hello(hello)) => hello,
+            other => panic!("no hello: {other:?}"),
+        }
+    }
+
+    fn welcome(&mut self, acked: Seq) {
+        let acked = self.offers.iter().map(|offer| Acked { lane: offer.lane.clone(), epoch: offer.epoch, seq: acked });
+        let welcome = Welcome {
+            session: "s-1".into(),
+            features: vec![],
+            now: 1,
+            message_bytes_max: 1 << 20,
+            acked: acked.collect(),
+            rejected: vec![],
+            command_stream: 1,
+        };
+        self.say(&ServerMessage::Welcome(welcome));
+    }
+
+    fn ack(&mut self, seq: Seq) {
+        self.say(&ServerMessage::Ack { lane: lane(), epoch: self.offers[0].epoch, seq });
+    }
+
+    fn take(&mut self, wanted: impl Fn(&Output) -> bool) -> Option<Output> {
+        let index = self.outputs.iter().position(wanted)?;
+        Some(self.outputs.remove(index))
+    }
+
+    fn sent(&mut self) -> Vec<AgentMessage> {
+        let mut sent = Vec::new();
+        while let Some(Output::Transmit { frame: Frame::Text(text), .. }) =
+            self.take(|output| matches!(output, Output::Transmit { .. }))
+        {
+            sent.push(serde_json::from_str(&text).unwrap());
+        }
+        sent
+    }
+
+    /// Sizes of the batches sent since the last look.
+    fn batches(&mut self) -> Vec<usize> {
+        let size = |message| match message {
+            AgentMessage::Records { records, .. } => Some(records.len()),
+            AgentMessage::Hello(_) | AgentMessage::Gap { .. } | AgentMessage::Done { .. } => None,
+        };
+        self.sent().into_iter().filter_map(size).collect()
+    }
+
+    fn events(&mut self) -> Vec<&'static str> {
+        let kinds = self.outputs.iter().filter_map(|output| match output {
+            Output::Event { kind, .. } => Some(*kind),
+            _other => None,
+        });
+        let kinds = kinds.collect();
+        self.outputs.retain(|output| !matches!(output, Output::Event { .. }));
+        kinds
+    }
+
+    fn reset(&mut self) {
+        self.tell(Input::Failed(Failure::new(Class::Reset, "up: reset")));
+    }
+}
+
+fn lane() -> LaneName {
+    LaneName::try_new("telemetry").unwrap()
+}
+
+fn offer(epoch: Epoch, next: Seq) -> Offer {
+    Offer { lane: lane(), epoch, first: 1, next, sent_max: next - 1 }
+}
+
+fn items(fetch: &Fetch, offers: &[Offer]) -> Vec<Item> {
+    let offer = offers.iter().find(|offer| offer.epoch == fetch.epoch);
+    let end = offer.map_or(0, |offer| offer.next).min(fetch.from + u64::from(fetch.records_max));
+    let record = |seq| Record { seq, at: None, topic: "t".into(), body: Body::Text("x".into()) };
+    (fetch.from..end).map(|seq| Item::Record(record(seq))).collect()
+}
+
+#[test]
+fn greets_at_the_upgrade_sends_after_welcome_and_passes_acks_on() {
+    let mut script = Script::new();
+    let hello = script.upgrade();
+    assert_eq!((hello.device.as_str(), hello.boot.as_str(), hello.last), ("gw-1", "c0ffee", None));
+    assert_eq!((hello.lanes[0].first, hello.lanes[0].next), (1, 41));
+    assert_eq!(script.upstream.view().session, None);
+    script.welcome(0);
+    assert!(script.upstream.is_up());
+    assert_eq!(script.upstream.view().session.as_deref(), Some("s-1"));
+    assert_eq!(script.batches().iter().sum::<usize>(), 40);
+    script.ack(40);
+    assert!(script.outputs.contains(&Output::Acked { lane: lane(), epoch: 1, seq: 40 }));
+}
+
+#[test]
+fn nothing_of_a_session_outlives_it() {
+    let mut script = Script::new();
+    script.upgrade();
+    script.answers = false;
+    let welcome = ServerMessage::Welcome(Welcome {
+        session: "s".into(),
+        features: vec![],
+        now: 1,
+        message_bytes_max: 1 << 20,
+        acked: vec![],
+        rejected: vec![],
+        command_stream: 1,
+    });
+    // Told without draining: its fetch is still in the queue when the connection breaks.
+    let text = serde_json::to_string(&welcome).unwrap();
+    script.upstream.handle_input(Input::Text(&text), script.now);
+    script.upstream.handle_input(Input::Failed(Failure::new(Class::Reset, "gone")), script.now);
+    script.drain();
+    let of_the_session = |output: &Output| matches!(output, Output::Fetch(_) | Output::Transmit { .. } | Output::Ping);
+    assert!(script.take(of_the_session).is_none());
+    assert_eq!(script.upstream.view().session, None);
+    // Its answer comes late, and means nothing to the next session.
+    let late = Fetch { session: 1, lane: lane(), epoch: 1, from: 1, records_max: 9, bytes_max: 999 };
+    script.answers = true;
+    assert_eq!(script.upgrade().last.as_deref(), Some("reset"));
+    script.tell(Input::Items(&late, items(&late, &[offer(1, 41)])));
+    script.welcome(0);
+    assert_eq!(script.batches().iter().sum::<usize>(), 40, "each record once");
+}
+
+#[test]
+fn batches_halve_without_progress_and_grow_back_with_it() {
+    let mut script = Script::new();
+    let mut largest = Vec::new();
+    for _ in 0..8 {
+        script.upgrade();
+        script.welcome(0);
+        largest.push(script.batches().into_iter().max().unwrap());
+        script.reset();
+    }
+    assert_eq!(largest, [40, 20, 10, 5, 2, 1, 1, 1], "down to one record, never below");
+    script.upgrade();
+    script.welcome(0);
+    script.batches();
+    for seq in 1..=10 {
+        script.ack(seq);
+    }
+    script.offers = vec![offer(1, 101)];
+    let offers = script.offers.clone();
+    script.tell(Input::Offers(&offers));
+    script.ack(40);
+    assert!(script.batches().into_iter().max().unwrap() > 16, "the way back is short");
+}
+
+#[test]
+fn a_session_with_nothing_to_send_halves_nothing() {
+    let mut script = Script::new();
+    script.offers = vec![offer(1, 1)];
+    script.upgrade();
+    script.welcome(0);
+    script.reset();
+    script.offers = vec![offer(1, 41)];
+    script.upgrade();
+    script.welcome(0);
+    assert_eq!(script.batches(), [40]);
+}
+
+#[test]
+fn a_foreign_numbering_stays_out_of_hello_until_the_outbox_has_drawn_a_new_one() {
+    let mut script = Script::new();
+    script.upgrade();
+    script.welcome(99);
+    assert!(script.outputs.contains(&Output::Foreign { lane: lane(), epoch: 1 }));
+    assert!(script.outputs.contains(&Output::Drop { close: Some(1000) }));
+    assert!(!script.outputs.iter().any(|output| matches!(output, Output::Acked { .. })), "nothing is trimmed");
+    assert_eq!(script.events(), ["foreign_numbering"]);
+    // The outbox has not got to it: the pair is not named again.
+    let hello = script.upgrade();
+    assert_eq!((hello.last.as_deref(), hello.lanes), (Some("renewed"), vec![]));
+    script.say(&ServerMessage::Welcome(Welcome {
+        session: "s-2".into(),
+        features: vec![],
+        now: 1,
+        message_bytes_max: 1 << 20,
+        acked: vec![],
+        rejected: vec![],
+        command_stream: 1,
+    }));
+    let offers = script.offers.clone();
+    script.tell(Input::Offers(&offers));
+    assert!(script.upstream.is_up(), "the old offer changes nothing");
+    assert!(script.batches().is_empty());
+    // Now it has: a pair that hello did not name ends the session, and the next one goes on in it.
+    script.offers = vec![Offer { sent_max: 0, ..offer(2, 41) }];
+    let offers = script.offers.clone();
+    script.tell(Input::Offers(&offers));
+    assert!(!script.upstream.is_up());
+    let hello = script.upgrade();
+    assert_eq!((hello.last.as_deref(), hello.lanes[0].epoch), (Some("renewed"), 2));
+    script.welcome(0);
+    assert_eq!(script.batches().iter().sum::<usize>(), 40);
+    assert_eq!(script.events(), [] as [&str; 0]);
+}
+
+#[test]
+fn goes_where_the_server_sends_it_if_that_is_configured() {
+    for (url, expected, events) in [
+        (Some(FAR), 1, [].as_slice()),
+        (Some(NEAR), 0, &[]),
+        (None, 0, &[]),
+        (Some("ws://else.example/"), 0, &["unknown_endpoint"]),
+    ] {
+        let mut script = Script::new();
+        script.upgrade();
+        script.welcome(0);
+        script.outputs.clear();
+        let endpoint = url.map(str::to_owned);
+        script.say(&ServerMessage::Retry { after_ms: 5000, spread_ms: 0, endpoint });
+        assert!(script.outputs.contains(&Output::Drop { close: Some(1000) }), "{url:?}");
+        assert_eq!(script.events(), events, "{url:?}");
+        let left_at = script.now;
+        assert_eq!(script.run_to_attempt(), expected, "{url:?}");
+        assert!(script.now.since(left_at) >= Duration::from_secs(5), "{url:?}: not before");
+    }
+}
+
+#[test]
+fn a_breach_of_the_protocol_closes_with_its_code_and_is_counted_once() {
+    let mut script = Script::new();
+    script.upgrade();
+    script.tell(Input::Text("no json"));
+    assert!(script.outputs.contains(&Output::Drop { close: Some(1002) }));
+    script.tell(Input::Text("no json"));
+    assert_eq!(script.upstream.view().failures, [("protocol", 1)]);
+}
+
+#[test]
+fn takeovers_in_a_row_raise_an_event() {
+    let mut script = Script::new();
+    let mut events = Vec::new();
+    for _ in 0..3 {
+        script.upgrade();
+        script.welcome(0);
+        script.tell(Input::Failed(Failure::from_close(4009, "boot beef")));
+        events.extend(script.events());
+    }
+    assert_eq!(events, ["clone_suspected"]);
+}
+
+#[test]
+fn lost_server_state_and_refusals_are_events() {
+    let mut script = Script::new();
+    script.offers = vec![Offer { first: 10, ..offer(1, 41) }];
+    script.upgrade();
+    script.welcome(5);
+    assert_eq!(script.events(), ["acks_forgotten"]);
+    for seq in [11, 12, 13] {
+        script.say(&ServerMessage::Reject { lane: lane(), epoch: 1, seq, reason: "no".into() });
+    }
+    assert_eq!(script.events(), ["record_rejected"], "one a session");
+    let rejected = script.outputs.iter().filter(|output| matches!(output, Output::Rejected { .. })).count();
+    assert_eq!(rejected, 3);
+}
+
+#[test]
+fn stop_says_goodbye_and_sets_no_deadline() {
+    let mut script = Script::new();
+    script.upgrade();
+    script.welcome(0);
+    script.tell(Input::Stop);
+    assert!(script.outputs.contains(&Output::Drop { close: Some(1000) }));
+    assert_eq!(script.upstream.poll_timeout(), None);
+}
+
+#[test]
+fn a_stalled_session_ends_by_its_own_deadline() {
+    let mut script = Script::new();
+    script.upgrade();
+    script.welcome(0);
+    script.outputs.clear();
+    // Pongs keep the link alive all the while; only the ack is missing.
+    let ends = script.now + Duration::from_secs(31);
+    while script.upstream.is_up() && script.now < ends {
+        let (at, _) = script.upstream.poll_timeout().expect("a session has deadlines");
+        script.now = script.now.max(at);
+        script.upstream.handle_timeout(script.now);
+        script.drain();
+        if script.take(|output| matches!(output, Output::Ping)).is_some() {
+            script.tell(Input::PingFlushed);
+            script.tell(Input::Pong);
+        }
+    }
+    assert_eq!(script.upstream.view().last_failure.map(|(class, ..)| class), Some("stalled"));
+    assert!(script.outputs.contains(&Output::Drop { close: Some(1000) }));
+}

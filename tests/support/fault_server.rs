@@ -1,0 +1,494 @@
+//! An upstream of our own that keeps the protocol, or breaks it in one of the ways of [`Fault`]. It keeps its books in
+//! memory, and notes every breach of the protocol by the agent. Written against the protocol's specification alone:
+//! messages go through serde, not through the agent's codec.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use backhaul::dialect::message::{Acked, AgentMessage, Hello, ServerMessage, Welcome};
+use backhaul::record::{Epoch, LaneName, Record, Seq};
+use tungstenite::error::ProtocolError;
+use tungstenite::handshake::server::{ErrorResponse, Request, Response};
+use tungstenite::http::HeaderValue;
+use tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
+use tungstenite::protocol::CloseFrame;
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::{Error, Message, WebSocket};
+
+use super::free_port;
+
+/// A way to misbehave. It applies to connections accepted while it is set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// None: the protocol is kept.
+    None,
+    /// Accepts, and never answers the upgrade.
+    NeverUpgrades,
+    /// Answers the upgrade with bytes that are no HTTP.
+    NotHttp,
+    /// Refuses the upgrade with this status and these headers (each line ends in CRLF).
+    Http(u16, &'static str),
+    /// Upgrades without picking a subprotocol.
+    PicksNoSubprotocol,
+    /// Upgrades, answers pings, and does this in place of saying `welcome`.
+    InsteadOfWelcome(Act),
+    /// Says `welcome`, and then does this.
+    AfterWelcome(Act),
+    /// Stores, and never acks. The next `welcome` tells the truth.
+    NeverAcks,
+    /// Acks so much more than it was sent.
+    AcksBeyond(u64),
+}
+
+/// What a session does that has gone wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Nothing: stores nothing, says nothing.
+    Silence,
+    /// Sends a text frame that is no JSON.
+    GarbageText,
+    /// Sends a binary frame that is no postcard value.
+    GarbageBinary,
+    /// Sends bytes that are no WebSocket frame (a reserved opcode; RFC 6455 § 5.2).
+    GarbageFrame,
+    /// Closes with this code and reason.
+    Close(u16, &'static str),
+    /// Closes TCP, without a close frame.
+    Vanish,
+}
+
+/// A gap as reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GapSeen {
+    pub lane: String,
+    pub epoch: Epoch,
+    pub from: Seq,
+    pub to: Seq,
+    /// Causes and counts.
+    pub lost: Vec<(String, u64)>,
+}
+
+/// What the server knows.
+#[derive(Default)]
+pub struct Books {
+    /// When each connection was accepted.
+    pub attempts: Vec<Instant>,
+    /// Each `hello`, in the order of arrival.
+    pub hellos: Vec<Hello>,
+    /// What `welcome` says; may be tampered with.
+    pub acked: BTreeMap<(String, Epoch), Seq>,
+    /// What was stored.
+    pub records: BTreeMap<(String, Epoch, Seq), Vec<u8>>,
+    /// Each gap, in the order of arrival.
+    pub gaps: Vec<GapSeen>,
+    /// Close codes that the agent sent.
+    pub closes: Vec<u16>,
+    /// What the agent did against the protocol.
+    pub breaches: Vec<String>,
+}
+
+impl Books {
+    /// Forgets what is above `seq`: acks and records, as a server whose storage was restored from a copy.
+    pub fn forget_above(&mut self, lane: &str, epoch: Epoch, seq: Seq) {
+        self.acked.insert((lane.into(), epoch), seq);
+        self.records.retain(|name, _| name.0 != lane || name.1 != epoch || name.2 <= seq);
+    }
+
+    /// The epochs of a lane that any `hello` has named.
+    pub fn epochs_offered(&self, lane: &str) -> BTreeSet<Epoch> {
+        let lanes = self.hellos.iter().flat_map(|hello| &hello.lanes);
+        lanes.filter(|offered| offered.lane.as_str() == lane).map(|offered| offered.epoch).collect()
+    }
+}
+
+struct State {
+    fault: Fault,
+    /// Sessions begun before the last kick carry a lower number, and end.
+    generation: u64,
+    stop: bool,
+    books: Books,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    port: u16,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_over(&self, generation: u64) -> bool {
+        self.lock().generation != generation
+    }
+}
+
+/// The server. Every connection is closed when it is dropped.
+pub struct FaultServer {
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+impl FaultServer {
+    /// A server that keeps the protocol, for now.
+    pub fn new() -> Self {
+        let port = free_port();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("the port was free");
+        let state = State { fault: Fault::None, generation: 0, stop: false, books: Books::default() };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), port });
+        let acceptor = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || accept(&shared, &listener)
+        });
+        Self { shared, acceptor: Some(acceptor) }
+    }
+
+    /// What an agent is to be configured with.
+    pub fn url(&self) -> String {
+        format!("ws://127.0.0.1:{}/v1", self.shared.port)
+    }
+
+    /// Misbehaves from the next connection on.
+    pub fn set(&self, fault: Fault) {
+        self.shared.lock().fault = fault;
+    }
+
+    /// Drops every connection there is, without a close frame.
+    pub fn kick(&self) {
+        self.shared.lock().generation += 1;
+        self.shared.changed.notify_all();
+    }
+
+    /// Misbehaves at once: sets the fault and drops what there is.
+    pub fn strike(&self, fault: Fault) {
+        let mut state = self.shared.lock();
+        state.fault = fault;
+        state.generation += 1;
+        self.shared.changed.notify_all();
+    }
+
+    /// Drops every connection there is and tampers with the books, in one step: nothing is stored in between.
+    pub fn restart(&self, tamper: impl FnOnce(&mut Books)) {
+        let mut state = self.shared.lock();
+        state.generation += 1;
+        tamper(&mut state.books);
+        self.shared.changed.notify_all();
+    }
+
+    /// Reads, or tampers with, the books.
+    pub fn books<R>(&self, use_them: impl FnOnce(&mut Books) -> R) -> R {
+        use_them(&mut self.shared.lock().books)
+    }
+
+    /// Connections accepted so far.
+    pub fn attempts(&self) -> usize {
+        self.books(|books| books.attempts.len())
+    }
+}
+
+impl Drop for FaultServer {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.stop = true;
+        state.generation += 1;
+        drop(state);
+        self.shared.changed.notify_all();
+        drop(TcpStream::connect((Ipv4Addr::LOCALHOST, self.shared.port)));
+        if let Some(acceptor) = self.acceptor.take() {
+            let _panicked = acceptor.join();
+        }
+    }
+}
+
+fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
+    while let Ok((stream, _)) = listener.accept() {
+        let mut state = shared.lock();
+        if state.stop {
+            return;
+        }
+        state.books.attempts.push(Instant::now());
+        let (fault, generation) = (state.fault.clone(), state.generation);
+        drop(state);
+        let shared = Arc::clone(shared);
+        thread::spawn(move || serve(&shared, stream, &fault, generation));
+    }
+}
+
+/// One connection, from the upgrade to its end.
+fn serve(shared: &Shared, mut stream: TcpStream, fault: &Fault, generation: u64) {
+    let _refused = stream.set_nodelay(true);
+    match fault {
+        Fault::NeverUpgrades => return idle(shared, generation),
+        Fault::NotHttp => return answer(&mut stream, b"220 mail.example.com ESMTP\r\n"),
+        Fault::Http(status, headers) => {
+            let head = format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n{headers}\r\n");
+            return answer(&mut stream, head.as_bytes());
+        }
+        Fault::None
+        | Fault::PicksNoSubprotocol
+        | Fault::InsteadOfWelcome(_)
+        | Fault::AfterWelcome(_)
+        | Fault::NeverAcks
+        | Fault::AcksBeyond(_) => {}
+    }
+    if let Some(mut session) = Session::upgrade(shared, stream, fault, generation) {
+        // An error here is a send to an agent that has gone, which is its right.
+        let _gone = session.run(fault);
+    }
+}
+
+/// Sits on an open connection.
+fn idle(shared: &Shared, generation: u64) {
+    let wait = shared.changed.wait_while(shared.lock(), |state| state.generation == generation);
+    drop(wait.unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Reads the request's head, answers, closes.
+fn answer(stream: &mut TcpStream, bytes: &[u8]) {
+    const HEAD_BYTES_MAX: usize = 16 * 1024;
+    let _refused = stream.set_read_timeout(Some(Duration::from_secs(5)));
+    let mut head = Vec::new();
+    let mut buffer = [0; 1024];
+    while !head.windows(4).any(|window| window == b"\r\n\r\n") && head.len() < HEAD_BYTES_MAX {
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => return,
+            Ok(length) => head.extend_from_slice(&buffer[..length]),
+        }
+    }
+    let _gone = stream.write_all(bytes);
+}
+
+/// One WebSocket.
+struct Session<'a> {
+    shared: &'a Shared,
+    generation: u64,
+    socket: WebSocket<TcpStream>,
+    json: bool,
+    /// The next number expected of each (lane, epoch) that `hello` named (rule 3).
+    next: BTreeMap<(String, Epoch), Seq>,
+}
+
+impl<'a> Session<'a> {
+    /// Answers the upgrade; picks the first subprotocol offered.
+    fn upgrade(shared: &'a Shared, stream: TcpStream, fault: &Fault, generation: u64) -> Option<Self> {
+        let mut picked = String::new();
+        let _refused = stream.set_read_timeout(Some(Duration::from_secs(5)));
+        #[expect(clippy::result_large_err, reason = "tungstenite's callback has this type")]
+        let pick = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
+            let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).and_then(|value| value.to_str().ok());
+            picked = offered.and_then(|list| list.split(',').next()).unwrap_or_default().trim().into();
+            if *fault != Fault::PicksNoSubprotocol {
+                let value = HeaderValue::from_str(&picked).expect("what came in a header fits into one");
+                response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, value);
+            }
+            Ok(response)
+        };
+        let socket = tungstenite::accept_hdr(stream, pick).ok()?;
+        // Short, so that a kick is seen soon.
+        let _refused = socket.get_ref().set_read_timeout(Some(Duration::from_millis(10)));
+        let json = match picked.as_str() {
+            "backhaul.v1.json" => true,
+            "backhaul.v1.postcard" => false,
+            other => {
+                shared.lock().books.breaches.push(format!("offers {other:?}"));
+                return None;
+            }
+        };
+        Some(Self { shared, generation, socket, json, next: BTreeMap::new() })
+    }
+
+    /// Until the connection ends.
+    fn run(&mut self, fault: &Fault) -> Result<(), Error> {
+        match self.receive() {
+            Some(AgentMessage::Hello(hello)) => {
+                self.shared.lock().books.hellos.push(hello.clone());
+                if let Fault::InsteadOfWelcome(act) = *fault {
+                    self.act(act)?;
+                    while let Some(message) = self.receive() {
+                        self.breach(format!("before welcome: {}", name_of(&message)));
+                    }
+                    return Ok(());
+                }
+                self.welcome(&hello)?;
+            }
+            Some(other) => self.breach(format!("the first message is no hello but {}", name_of(&other))),
+            None => {}
+        }
+        if let Fault::AfterWelcome(act) = *fault {
+            self.act(act)?;
+            while self.receive().is_some() {}
+            return Ok(());
+        }
+        while let Some(message) = self.receive() {
+            self.take(message, fault)?;
+        }
+        Ok(())
+    }
+
+    fn welcome(&mut self, hello: &Hello) -> Result<(), Error> {
+        let mut acked = Vec::new();
+        {
+            let state = self.shared.lock();
+            for offered in &hello.lanes {
+                let name = (offered.lane.to_string(), offered.epoch);
+                let seq = state.books.acked.get(&name).copied().unwrap_or(0);
+                self.next.insert(name, seq + 1);
+                if seq > 0 {
+                    acked.push(Acked { lane: offered.lane.clone(), epoch: offered.epoch, seq });
+                }
+            }
+        }
+        self.send(&ServerMessage::Welcome(Welcome {
+            session: "rig".into(),
+            features: Vec::new(),
+            now: 1_800_000_000_000,
+            message_bytes_max: 1 << 20,
+            acked,
+            rejected: Vec::new(),
+            command_stream: 1,
+        }))
+    }
+
+    /// Stores, then acks.
+    fn take(&mut self, message: AgentMessage, fault: &Fault) -> Result<(), Error> {
+        let (lane, epoch) = match message {
+            AgentMessage::Hello(_) => {
+                self.breach("a second hello".into());
+                return Ok(());
+            }
+            AgentMessage::Done { .. } => return Ok(()),
+            AgentMessage::Records { lane, epoch, records } => {
+                for record in records {
+                    self.store(&lane, epoch, record);
+                }
+                (lane, epoch)
+            }
+            AgentMessage::Gap { lane, epoch, from, to, lost } => {
+                let lost = lost.into_iter().map(|lost| (lost.why, lost.count)).collect();
+                let gap = GapSeen { lane: lane.to_string(), epoch, from, to, lost };
+                self.account(&lane, epoch, from, to, |books| books.gaps.push(gap));
+                (lane, epoch)
+            }
+        };
+        let mut seq = self.shared.lock().books.acked.get(&(lane.to_string(), epoch)).copied().unwrap_or(0);
+        match *fault {
+            Fault::NeverAcks => return Ok(()),
+            Fault::AcksBeyond(excess) => seq += excess,
+            Fault::None
+            | Fault::NeverUpgrades
+            | Fault::NotHttp
+            | Fault::Http(..)
+            | Fault::PicksNoSubprotocol
+            | Fault::InsteadOfWelcome(_)
+            | Fault::AfterWelcome(_) => {}
+        }
+        self.send(&ServerMessage::Ack { lane, epoch, seq })
+    }
+
+    fn store(&mut self, lane: &LaneName, epoch: Epoch, record: Record) {
+        let seq = record.seq;
+        self.account(lane, epoch, seq, seq, |books| {
+            let name = (lane.to_string(), epoch, seq);
+            let body = record.body.as_bytes().to_vec();
+            let before = books.records.insert(name.clone(), body.clone());
+            if before.is_some_and(|before| before != body) {
+                books.breaches.push(format!("{name:?} names two records"));
+            }
+        });
+    }
+
+    /// Notes that `from` to `to` are accounted for, if they are the next in line (rule 3) and the session has not been
+    /// ended meanwhile (rule 2).
+    fn account(&mut self, lane: &LaneName, epoch: Epoch, from: Seq, to: Seq, note: impl FnOnce(&mut Books)) {
+        let mut state = self.shared.lock();
+        if state.generation != self.generation {
+            return;
+        }
+        let name = (lane.to_string(), epoch);
+        let expected = self.next.get(&name).copied();
+        if expected != Some(from) || to < from {
+            state.books.breaches.push(format!("{name:?}: {from} to {to} where {expected:?} is next"));
+            return;
+        }
+        self.next.insert(name.clone(), to + 1);
+        let acked = state.books.acked.entry(name).or_default();
+        *acked = to.max(*acked);
+        note(&mut state.books);
+    }
+
+    fn act(&mut self, act: Act) -> Result<(), Error> {
+        match act {
+            Act::Silence => Ok(()),
+            Act::GarbageText => self.socket.send(Message::text("}{ no JSON")),
+            Act::GarbageBinary => self.socket.send(Message::binary(vec![0xff; 64])),
+            // FIN and the reserved opcode 3, then one byte.
+            Act::GarbageFrame => Ok(self.socket.get_mut().write_all(&[0x83, 0x01, 0x2a])?),
+            Act::Close(code, reason) => {
+                self.socket.close(Some(CloseFrame { code: CloseCode::from(code), reason: reason.into() }))
+            }
+            Act::Vanish => Ok(self.socket.get_mut().shutdown(Shutdown::Both)?),
+        }
+    }
+
+    /// The next message; `None` when the connection has ended or was kicked.
+    fn receive(&mut self) -> Option<AgentMessage> {
+        while !self.shared.is_over(self.generation) {
+            let decoded = match self.socket.read() {
+                Ok(Message::Text(text)) if self.json => serde_json::from_str(&text).map_err(|error| error.to_string()),
+                Ok(Message::Binary(bytes)) if !self.json => {
+                    postcard::from_bytes(&bytes).map_err(|error| error.to_string())
+                }
+                Ok(Message::Text(_) | Message::Binary(_)) => Err("a frame of the other encoding".into()),
+                Ok(Message::Close(frame)) => {
+                    let code = frame.map_or(1005, |frame| frame.code.into());
+                    self.shared.lock().books.closes.push(code);
+                    continue;
+                }
+                Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
+                Err(Error::Io(error)) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    continue;
+                }
+                // An agent may leave without a close frame: rule 5, or a kill.
+                Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => return None,
+                Err(Error::Protocol(error)) => {
+                    self.breach(format!("WebSocket: {error}"));
+                    return None;
+                }
+                Err(_) => return None,
+            };
+            match decoded {
+                Ok(message) => return Some(message),
+                Err(why) => self.breach(format!("a message that cannot be decoded: {why}")),
+            }
+        }
+        None
+    }
+
+    fn send(&mut self, message: &ServerMessage) -> Result<(), Error> {
+        let frame = if self.json {
+            Message::text(serde_json::to_string(message).expect("a message is JSON"))
+        } else {
+            Message::binary(postcard::to_stdvec(message).expect("a message is postcard"))
+        };
+        self.socket.send(frame)
+    }
+
+    fn breach(&self, what: String) {
+        self.shared.lock().books.breaches.push(what);
+    }
+}
+
+fn name_of(message: &AgentMessage) -> &'static str {
+    match message {
+        AgentMessage::Hello(_) => "hello",
+        AgentMessage::Records { .. } => "records",
+        AgentMessage::Gap { .. } => "gap",
+        AgentMessage::Done { .. } => "done",
+    }
+}

@@ -1,0 +1,122 @@
+//! The rig: real processes in a folder of their own, for the tests and the demo. It knows the command line, the local
+//! socket and the receiver's tables, and nothing of what happens inside.
+//!
+//! A process started here dies with the thread that started it (where util-linux's `setpriv` is present), so that not
+//! even a killed test run leaves anything behind.
+
+pub mod agent;
+pub mod fault_server;
+pub mod producer;
+pub mod proxy;
+pub mod receiver;
+mod temp_dir;
+
+pub use temp_dir::TempDir;
+
+use std::fmt;
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longest wait for something that has to happen: generous, for it is only ever used up by a failure.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How often something that has to happen is looked for.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Looks again and again until `look` finds something; `None` after `deadline`.
+pub fn poll_until<T>(deadline: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let begin = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        if begin.elapsed() > deadline {
+            return None;
+        }
+        thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Looks again and again until `look` finds something.
+///
+/// # Panics
+/// After `deadline`, naming `what` was awaited.
+#[track_caller]
+pub fn wait_for<T>(deadline: Duration, what: impl fmt::Display, look: impl FnMut() -> Option<T>) -> T {
+    match poll_until(deadline, look) {
+        Some(found) => found,
+        None => panic!("{what}: not within {deadline:?}"),
+    }
+}
+
+/// Asks again and again until `holds` is true.
+///
+/// # Panics
+/// After `deadline`, naming `what` was awaited.
+#[track_caller]
+pub fn wait_until(deadline: Duration, what: impl fmt::Display, mut holds: impl FnMut() -> bool) {
+    wait_for(deadline, what, || holds().then_some(()));
+}
+
+/// A TCP port on loopback that is free now and that no outgoing connection will be given: below the ephemeral range
+/// (`ip_local_port_range`), so that it can be bound again after every kill, and that a dial to it while nobody
+/// listens cannot connect to itself.
+pub fn free_port() -> u16 {
+    const FIRST: u32 = 15_000;
+    const COUNT: u32 = 15_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(97);
+    for _ in 0..COUNT {
+        let number = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + number % COUNT).expect("15,000 to 29,999");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port from {FIRST} on");
+}
+
+/// One of this package's programs: as cargo names it to a test, else beside the folder of this example.
+pub fn program(name: &str) -> PathBuf {
+    let named = match name {
+        "backhaul" => option_env!("CARGO_BIN_EXE_backhaul"),
+        "backhaul-receiver" => option_env!("CARGO_BIN_EXE_backhaul-receiver"),
+        other => panic!("{other} is none of our programs"),
+    };
+    let beside = || {
+        let this = std::env::current_exe().expect("this program has a path");
+        this.ancestors().nth(2).map(|target| target.join(name)).expect("an example lies two folders deep")
+    };
+    named.map_or_else(beside, PathBuf::from)
+}
+
+/// A command whose process is killed by the kernel when the thread that started it ends.
+fn mortal(program: &Path) -> Command {
+    static SETPRIV: OnceLock<bool> = OnceLock::new();
+    let have_setpriv = *SETPRIV.get_or_init(|| {
+        let probe = Command::new("setpriv").args(["--pdeathsig", "KILL", "true"]).stderr(Stdio::null()).status();
+        probe.is_ok_and(|status| status.success())
+    });
+    if !have_setpriv {
+        return Command::new(program);
+    }
+    // It replaces itself by the program: same process, same id.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// The last lines of a log, for a failure's report.
+fn tail(path: &Path) -> String {
+    const LINES: usize = 60;
+    let log = fs::read(path).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
+}

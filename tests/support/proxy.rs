@@ -1,0 +1,211 @@
+//! A TCP proxy on loopback: the cable between the agent and its upstream, with our hands on it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::free_port;
+
+/// What the cable does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Bytes pass both ways.
+    Pass,
+    /// Connections are accepted and kept, and not one byte passes either way. What was sent meanwhile passes later, as
+    /// on a real path whose packets are sent again.
+    Stall,
+    /// Nobody listens; connections there were are reset or closed.
+    Refuse,
+}
+
+/// How long a pump sits in `read` before it looks whether it has to stop.
+const READ_TIMEOUT: Duration = Duration::from_millis(50);
+
+struct State {
+    mode: Mode,
+    /// Connections begun before the last cut carry a lower number, and end.
+    generation: u64,
+    /// False while the port is closed.
+    listening: bool,
+    stop: bool,
+    /// When each connection was accepted.
+    accepted: Vec<Instant>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    port: u16,
+    target: SocketAddr,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Sleeps while `condition` holds.
+    fn wait_while(&self, condition: impl FnMut(&mut State) -> bool) -> MutexGuard<'_, State> {
+        self.changed.wait_while(self.lock(), condition).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes `accept` return, so that the acceptor looks at the state again.
+    fn nudge(&self) {
+        drop(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)));
+    }
+}
+
+/// The proxy. Everything it had open is closed when it is dropped.
+pub struct Proxy {
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Listens on a port of its own and passes what comes to `target` (`127.0.0.1:PORT`).
+    pub fn new(target: &str) -> Self {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                mode: Mode::Pass,
+                generation: 0,
+                listening: false,
+                stop: false,
+                accepted: Vec::new(),
+            }),
+            changed: Condvar::new(),
+            port: free_port(),
+            target: target.parse().expect("an address and a port"),
+        });
+        let acceptor = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || accept(&shared)
+        });
+        drop(shared.wait_while(|state| !state.listening));
+        Self { shared, acceptor: Some(acceptor) }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.shared.port)
+    }
+
+    /// Changes what the cable does; in force when this returns.
+    pub fn set(&self, mode: Mode) {
+        self.shared.change(|state| {
+            state.mode = mode;
+            if mode == Mode::Refuse {
+                state.generation += 1;
+            }
+        });
+        if mode == Mode::Refuse {
+            self.shared.nudge();
+        }
+        drop(self.shared.wait_while(|state| state.listening != (state.mode != Mode::Refuse)));
+    }
+
+    /// Closes every connection there is. New ones are treated as the mode says.
+    pub fn cut(&self) {
+        self.shared.change(|state| state.generation += 1);
+    }
+
+    /// Connections accepted so far.
+    pub fn accepted(&self) -> usize {
+        self.shared.lock().accepted.len()
+    }
+
+    /// Connections accepted since `since`.
+    pub fn accepted_since(&self, since: Instant) -> usize {
+        self.shared.lock().accepted.iter().filter(|&&at| at >= since).count()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.change(|state| {
+            state.stop = true;
+            state.generation += 1;
+        });
+        self.shared.nudge();
+        if let Some(acceptor) = self.acceptor.take() {
+            let _panicked = acceptor.join();
+        }
+    }
+}
+
+/// Accepts for as long as the proxy lives; the port is closed while the mode is [`Mode::Refuse`].
+fn accept(shared: &Arc<Shared>) {
+    loop {
+        if shared.wait_while(|state| state.mode == Mode::Refuse && !state.stop).stop {
+            return;
+        }
+        // It was ours a moment ago, and its range is given to nobody: bound at the first go, but for a rare stranger.
+        let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, shared.port)) else {
+            thread::sleep(READ_TIMEOUT);
+            continue;
+        };
+        shared.change(|state| state.listening = true);
+        while let Ok((client, _)) = listener.accept() {
+            let mut state = shared.lock();
+            if state.stop || state.mode == Mode::Refuse {
+                break;
+            }
+            state.accepted.push(Instant::now());
+            let generation = state.generation;
+            drop(state);
+            let shared = Arc::clone(shared);
+            thread::spawn(move || carry(&shared, client, generation));
+        }
+        drop(listener);
+        shared.change(|state| state.listening = false);
+    }
+}
+
+/// One connection, from the dial of the target to its end.
+fn carry(shared: &Arc<Shared>, client: TcpStream, generation: u64) {
+    if !may_go_on(shared, generation) {
+        return;
+    }
+    let Ok(server) = TcpStream::connect(shared.target) else { return };
+    let (Ok(from_client), Ok(from_server)) = (client.try_clone(), server.try_clone()) else { return };
+    let upward = thread::spawn({
+        let shared = Arc::clone(shared);
+        move || pump(&shared, from_client, server, generation)
+    });
+    pump(shared, from_server, client, generation);
+    let _panicked = upward.join();
+}
+
+/// Carries bytes one way until either end closes or the cable is cut.
+fn pump(shared: &Shared, mut from: TcpStream, mut to: TcpStream, generation: u64) {
+    let mut buffer = [0; 16 * 1024];
+    let _refused = from.set_read_timeout(Some(READ_TIMEOUT));
+    while may_go_on(shared, generation) {
+        let length = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => length,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
+            Err(_) => break,
+        };
+        // The stall may have begun while this sat in `read`.
+        if !may_go_on(shared, generation) || to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    // Half a close is a close, but not through a stalled cable.
+    may_go_on(shared, generation);
+    let _closed_already = to.shutdown(Shutdown::Both);
+    let _closed_already = from.shutdown(Shutdown::Both);
+}
+
+/// Sleeps through a stall; false when the connection has been cut.
+fn may_go_on(shared: &Shared, generation: u64) -> bool {
+    let state = shared.wait_while(|state| state.mode == Mode::Stall && state.generation == generation);
+    state.generation == generation
+}
