@@ -19,7 +19,7 @@ use images::{config, draft};
 
 const LANE: LaneId = LaneId(0);
 /// Rounds of fetches and acks after which a lane of this size must be empty.
-const ROUNDS_MAX: usize = 64;
+const ROUNDS_MAX: u64 = 64;
 
 /// The images, each ready to be made hostile.
 pub struct Folders {
@@ -43,19 +43,19 @@ impl Folders {
         // Bytes that ran out choose the first of everything.
         let image = u.choose_index(self.disks.len()).unwrap_or(0);
         let mut disk = take(&mut self.disks[image]);
-        let _ = mutate::mutate(&mut disk, &mut u);
+        let forged = mutate::mutate(&mut disk, &mut u).unwrap_or(true);
         let config = config(if u.ratio(1, 2).unwrap_or(false) { Overflow::DropOldest } else { Overflow::Reject });
-        let mut disk = self.live(disk, &config, &mut u);
+        let mut disk = self.live(disk, &config, forged, &mut u);
         disk.restore();
         self.disks[image] = disk;
     }
 
-    fn live(&mut self, disk: PatchDisk, config: &Config, u: &mut Unstructured) -> PatchDisk {
+    fn live(&mut self, disk: PatchDisk, config: &Config, forged: bool, u: &mut Unstructured) -> PatchDisk {
         let mut outbox = self.open(disk, config);
         if u.ratio(1, 4).unwrap_or(false) {
             let held = held(&outbox);
             outbox = self.open(outbox.into_disk(), config);
-            assert_eq!(self::held(&outbox), held, "opening twice gives the same");
+            assert!(self::held(&outbox) == held || forged, "opening twice gives the same: {held:?}");
         }
         if u.ratio(1, 8).unwrap_or(false) {
             for offer in outbox.offers() {
@@ -66,22 +66,25 @@ impl Folders {
         let _ = outbox.push(LANE, draft("x".repeat(500)), Instant::default());
         let _ = outbox.commit(LANE);
         drain(&mut outbox);
-        let epoch = put_and_fetch(&mut outbox, "after");
-        drain(&mut outbox);
+        put_and_fetch(&mut outbox, "after");
         let mut outbox = self.open(outbox.into_disk(), config);
-        drain(&mut outbox);
-        assert_eq!(put_and_fetch(&mut outbox, "again"), epoch, "an epoch stays");
+        // A forged header may claim to come later, and that all of it is acked.
+        assert!(drain(&mut outbox) || forged, "what was committed is there after a restart");
+        put_and_fetch(&mut outbox, "again");
         outbox.into_disk()
     }
 
     fn open(&mut self, disk: PatchDisk, config: &Config) -> Outbox<PatchDisk> {
+        if std::env::var_os("SEED").is_some() {
+            println!("{}", mutate::describe(&disk));
+        }
         let size: u64 = disk.files().values().map(|file| file.len() as u64).sum();
         let before = disk.bytes_read;
         let mut opened: Option<(Outbox<PatchDisk>, Report)> = None;
         let allocated = allocation_counter::measure(|| opened = Some(Outbox::open(disk, config, 7)));
         let (mut outbox, report) = opened.expect("opened above");
         if std::env::var_os("SEED").is_some() {
-            println!("{report:?}\n{:?}", outbox.offers());
+            println!("{report:?}\n{:?}\n{}", outbox.offers(), mutate::describe(outbox.disk_mut()));
         }
         let bound = memory_bytes_max(config);
         assert!(allocated.bytes_max <= bound, "opening held {} bytes, more than {bound}", allocated.bytes_max);
@@ -111,29 +114,36 @@ fn fetch<D: Disk>(outbox: &mut Outbox<D>, offer: &Offer) -> Vec<Item> {
     items
 }
 
-/// Fetches and acks until nothing is left.
-fn drain<D: Disk>(outbox: &mut Outbox<D>) {
-    for _ in 0..ROUNDS_MAX {
-        let offers = outbox.offers();
-        if offers.iter().all(|offer| offer.first == offer.next) {
-            return;
+/// Fetches and acks until nothing is left. Whether the record "after" was among it.
+fn drain<D: Disk>(outbox: &mut Outbox<D>) -> bool {
+    let mut found = false;
+    for round in 1..=ROUNDS_MAX {
+        if outbox.lanes_status(None).iter().all(|lane| lane.depth == 0) {
+            return found;
         }
-        for offer in offers {
-            if let Some(item) = fetch(outbox, &offer).last() {
+        for offer in outbox.offers() {
+            let items = fetch(outbox, &offer);
+            found |= items.iter().any(|item| says(item, "after"));
+            if let Some(item) = items.last() {
                 outbox.acked(&offer.lane, offer.epoch, item.last(), Instant::default());
             }
         }
+        // What found no page for its reservation is tried again with the acks.
+        outbox.handle_timeout(Instant::from_micros(round * 120_000_000));
     }
     panic!("what is held leaves: {:?}", outbox.offers());
 }
 
-/// A drained lane takes a record, commits it and gives it back; the epoch it has there.
-fn put_and_fetch<D: Disk>(outbox: &mut Outbox<D>, text: &str) -> u64 {
+fn says(item: &Item, text: &str) -> bool {
+    matches!(item, Item::Record(record) if record.body == Body::Text(text.into()))
+}
+
+/// A drained lane takes a record, commits it and gives it back.
+fn put_and_fetch<D: Disk>(outbox: &mut Outbox<D>, text: &str) {
     let (epoch, seq) = outbox.push(LANE, draft(text.into()), Instant::default()).expect("a drained lane has room");
     outbox.commit(LANE).expect("a disk that works");
     let offer = outbox.offers().into_iter().find(|offer| offer.epoch == epoch).expect("the lane's own");
     let items = fetch(outbox, &offer);
-    let same = |item: &Item| matches!(item, Item::Record(record) if record.seq == seq && record.body == Body::Text(text.into()));
+    let same = |item: &Item| item.first() == seq && says(item, text);
     assert!(items.iter().any(same), "{seq} comes: {items:?}, {:?}", outbox.offers());
-    epoch
 }

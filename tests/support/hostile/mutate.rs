@@ -17,31 +17,23 @@ const FIELDS: [(usize, usize); 13] =
 const LAP_MAX: u32 = u32::MAX / 2;
 const POSITION_MAX: u64 = (1 << 52) - 1;
 
-/// Makes a folder hostile; what it does is up to the bytes of `u`.
-pub fn mutate(disk: &mut PatchDisk, u: &mut Unstructured) -> Result<()> {
+/// Makes a folder hostile; what it does is up to the bytes of `u`. Whether something in it is forged: intact, and not
+/// written there by an agent.
+pub fn mutate(disk: &mut PatchDisk, u: &mut Unstructured) -> Result<bool> {
+    let forges = u.ratio(2, 3)?;
     for _ in 0..u.int_in_range(1..=6)? {
-        let Some(at) = any_page(disk, u)? else { return change_lock_only(disk) };
+        let Some(at) = any_page(disk, u)? else { continue };
         let written = page_of(disk, &at)[..4] == *b"BHOB";
-        match u.int_in_range(0..=9)? {
-            0..=2 if written => change_field(disk, &at, u)?,
-            3 if written => change_record(disk, &at, u)?,
-            4 | 5 => write_batch(disk, &at, &at, u)?,
-            6 => {
-                if let Some(to) = any_page(disk, u)? {
-                    write_batch(disk, &at, &to, u)?;
-                }
-            }
-            7 => {
-                // Stale or misplaced.
-                let page = page_of(disk, &at).to_vec();
-                if let Some(to) = any_page(disk, u)? {
-                    let sealed = u.ratio(1, 2)?;
-                    disk.patch(&to.name, to.offset(), PAGE_BYTES, |there| {
-                        there.copy_from_slice(&page);
-                        if sealed {
-                            seal(there, to.place());
-                        }
-                    });
+        match u.int_in_range(0..=10)? {
+            0..=2 if forges && written => change_field(disk, &at, u)?,
+            3 if forges && written => change_record(disk, &at, u)?,
+            4 | 5 if forges => write_batch(disk, &at, &at, u)?,
+            6 | 7 => {
+                let Some(to) = any_page(disk, u)? else { continue };
+                match u.int_in_range(0..=2)? {
+                    0 if forges => write_batch(disk, &at, &to, u)?,
+                    1 if forges => copy_page(disk, &at, &to, true),
+                    _ => copy_page(disk, &at, &to, false),
                 }
             }
             8 => change_files(disk, &at, u)?,
@@ -49,7 +41,18 @@ pub fn mutate(disk: &mut PatchDisk, u: &mut Unstructured) -> Result<()> {
         }
     }
     strike_out_the_last_of_their_kind(disk);
-    Ok(())
+    Ok(forges)
+}
+
+/// A page in another's place; sealed: as if it had been written there.
+fn copy_page(disk: &mut PatchDisk, from: &At, to: &At, sealed: bool) {
+    let page = page_of(disk, from).to_vec();
+    disk.patch(&to.name, to.offset(), PAGE_BYTES, |there| {
+        there.copy_from_slice(&page);
+        if sealed {
+            seal(there, to.place());
+        }
+    });
 }
 
 /// A known limit (`docs/outbox.md`): nothing is read back that was written behind the last lap or position there is.
@@ -68,6 +71,23 @@ fn strike_out_the_last_of_their_kind(disk: &mut PatchDisk) {
     for (name, offset) in found {
         disk.patch(&name, offset, 1, |bytes| bytes[0] = 0);
     }
+}
+
+/// What stands on the pages: for the eye of who replays a seed.
+pub fn describe(disk: &PatchDisk) -> String {
+    let mut lines = Vec::new();
+    for (name, file) in disk.files() {
+        let segment = segment_of(name);
+        lines.push(format!("{name}: {} bytes", file.len()));
+        for (page, bytes) in (0..).zip(file.chunks_exact(PAGE_BYTES)) {
+            let place = Place { segment, page };
+            lines.push(match Header::decode(&bytes[..PAYLOAD_BYTES], place) {
+                Some(header) => format!("  {page}: {header:?}"),
+                None => format!("  {page}: {:?}", format::page(bytes, place)),
+            });
+        }
+    }
+    lines.join("\n")
 }
 
 fn segment_of(name: &str) -> u32 {
@@ -325,11 +345,5 @@ fn change_files(disk: &mut PatchDisk, at: &At, u: &mut Unstructured) -> Result<(
             disk.replace(IDENTITY_FILE, Some(u.choose(&names)?.as_bytes().to_vec()));
         }
     }
-    Ok(())
-}
-
-/// No segment is left.
-fn change_lock_only(disk: &mut PatchDisk) -> Result<()> {
-    disk.replace(IDENTITY_FILE, Some(b"another\n".to_vec()));
     Ok(())
 }
