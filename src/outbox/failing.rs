@@ -43,6 +43,8 @@ impl Lane {
     pub(super) fn go_on_in_ram<D: Disk>(&mut self, io: &mut Io<D>) {
         let waiting = self.logs.last_mut().map(Log::seal).unwrap_or_default();
         self.logs.iter_mut().for_each(|log| log.recent.shrink(0));
+        // A segment in which nothing could be written holds no log's newest header.
+        self.segments.iter_mut().filter(|segment| segment.is_blank()).for_each(|segment| segment.used = None);
         let mut log = Log::new(io.draw(), io.draw(), Leave::AtOnce);
         for (draft, since) in waiting {
             log.push(draft, since);

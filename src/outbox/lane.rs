@@ -67,12 +67,6 @@ impl<D: Disk> Io<D> {
         self.syncs += 1;
         self.disk.sync_dir()
     }
-
-    /// Removes a file for good: segments go in an order, and no power cut brings an older one back alone.
-    pub fn remove(&mut self, name: &str) -> io::Result<()> {
-        self.disk.remove(name)?;
-        self.sync_dir()
-    }
 }
 
 /// What a batch is written for.
@@ -159,12 +153,12 @@ impl Lane {
         self.logs.push(log);
         let begun = self.make_room(io, 1, 0).and_then(|_| self.write_first_header(io));
         if begun.is_err() {
-            if let Some(failed) = self.current(origin) {
-                // Another one is tried next.
-                let failed = self.segments.remove(failed);
-                self.segments.push(failed);
-            }
+            let failed = self.current(origin).map(|index| self.segments[index].number);
             self.close(self.logs.len() - 1);
+            if let Some(number) = failed {
+                // A new file has other blocks.
+                self.remove(io, number);
+            }
         }
         begun
     }
@@ -396,6 +390,7 @@ impl Lane {
             self.warn(io, &error);
             return Err(error);
         }
+        segment.lap = used.lap;
         used.page = place.page + header.pages();
         used.records += header.count;
         used.batches += 1;
@@ -448,11 +443,10 @@ impl Lane {
     pub fn remove_if_drained<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
         let drained = self.logs.iter().all(Log::is_drained);
         if drained {
-            let mut segments = std::mem::take(&mut self.segments);
             // The newest one last: it says that the others are done with.
-            segments.sort_by_key(|segment| segment.used.map_or(0, |used| used.lap));
-            for segment in segments {
-                if io.remove(&segment_name(&self.name, segment.number)).is_err() {
+            self.segments.sort_by_key(|segment| segment.lap);
+            for number in self.segments.iter().map(|segment| segment.number).collect::<Vec<_>>() {
+                if !self.remove(io, number) {
                     break;
                 }
             }

@@ -20,7 +20,7 @@ pub struct Segment {
     pub pages: u32,
     /// What lies in it; `None`: may be written.
     pub used: Option<Use>,
-    /// The last lap in it: what is left of a log that is done with goes in this order, its newest header last. Else a
+    /// The newest lap on flash in it: what is left of a log that is done with goes in this order, its newest header last. Else a
     /// start would find an older one and take it for the newest.
     pub lap: u32,
 }
@@ -163,12 +163,21 @@ impl Lane {
             }
         }
         for number in gone {
-            if io.remove(&segment_name(&self.name, number)).is_err() {
+            if !self.remove(io, number) {
                 break;
             }
-            self.segments.retain(|segment| segment.number != number);
-            self.cursor.forget();
         }
+    }
+
+    /// Removes a segment for good. Segments go in an order, and no power cut may bring an older one back alone; false:
+    /// it might.
+    pub(super) fn remove<D: Disk>(&mut self, io: &mut Io<D>, number: u32) -> bool {
+        if io.disk.remove(&segment_name(&self.name, number)).is_err() {
+            return false;
+        }
+        self.segments.retain(|segment| segment.number != number);
+        self.cursor.forget();
+        io.sync_dir().is_ok()
     }
 
     /// Finds the segment for a batch of the newest log, in this order: the one in use; one that flash says is free;
@@ -227,7 +236,6 @@ impl Lane {
     pub(super) fn take(&mut self, segment: usize, log: usize) {
         self.lap += 1;
         let log = &self.logs[log];
-        self.segments[segment].lap = self.lap;
         self.segments[segment].used = Some(Use {
             origin: log.origin,
             lap: self.lap,
