@@ -59,6 +59,8 @@ pub const SEGMENT_BYTES_MAX: u32 = 4 << 20;
 pub const SEGMENT_RECORDS_MAX: u32 = 32_768;
 
 const FIXED_BYTES: usize = 88;
+/// A record's checksum.
+const CRC_BYTES: usize = 4;
 /// Length, CRC and one byte.
 const RECORD_BYTES_MIN: u32 = 1 + 4 + 1;
 /// No lane takes as many segment turns: flash would have worn out long before.
@@ -304,9 +306,16 @@ fn record_crc_prefix(header: &Header) -> u32 {
 }
 
 fn record_crc(prefix: u32, position: u64, bytes: &[u8]) -> u32 {
-    let crc = crc32c::crc32c_append(prefix, &position.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc, &(bytes.len() as u32).to_le_bytes());
-    crc32c::crc32c_append(crc, bytes)
+    let mut name = [0; 12];
+    name[..8].copy_from_slice(&position.to_le_bytes());
+    name[8..].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+    crc32c::crc32c_append(crc32c::crc32c_append(prefix, &name), bytes)
+}
+
+/// Bytes of a length as LEB128.
+const fn varint_bytes(length: usize) -> usize {
+    let bits = usize::BITS - (length | 1).leading_zeros();
+    bits.div_ceil(7) as usize
 }
 
 /// Records on their way to flash: framed and encoded once, checksummed when their place is known.
@@ -326,19 +335,25 @@ struct Span {
 impl RecordArea {
     /// Appends a record.
     pub fn push(&mut self, draft: &Draft) {
-        // Field by field what `Stored` reads, without a copy of topic and body.
+        // Field by field what `Stored` reads, without a copy of topic and body, straight into the area.
         let stored = (&draft.at, draft.boot, draft.boot_ms, draft.ttl_s, &draft.topic, &draft.key, &draft.body);
-        let encoded = postcard::to_stdvec(&stored).expect("plain data encodes");
-        let mut length = encoded.len();
-        while length >= 0x80 {
-            self.bytes.push(length as u8 | 0x80);
+        let at = self.bytes.len();
+        let mut frame_bytes = varint_bytes(draft.bytes()) + CRC_BYTES;
+        self.bytes.resize(at + frame_bytes, 0);
+        self.bytes = postcard::to_extend(&stored, std::mem::take(&mut self.bytes)).expect("plain data encodes");
+        let mut length = self.bytes.len() - at - frame_bytes;
+        // The fields' few bytes took the length over a limit: its varint is longer than what was kept for it.
+        for _ in varint_bytes(draft.bytes())..varint_bytes(length) {
+            self.bytes.insert(at, 0);
+            frame_bytes += 1;
+        }
+        let start = at + frame_bytes;
+        for byte in &mut self.bytes[at..start - CRC_BYTES] {
+            *byte = length as u8 | 0x80;
             length >>= 7;
         }
-        self.bytes.push(length as u8);
-        self.bytes.extend_from_slice(&[0; 4]);
-        let start = self.bytes.len() as u32;
-        self.bytes.extend_from_slice(&encoded);
-        self.spans.push(Span { start, end: self.bytes.len() as u32 });
+        self.bytes[start - CRC_BYTES - 1] &= 0x7f;
+        self.spans.push(Span { start: start as u32, end: self.bytes.len() as u32 });
     }
 
     /// Bytes of all records with their frames.
@@ -366,7 +381,7 @@ impl RecordArea {
         for (position, span) in (header.first..).zip(&self.spans) {
             let (start, end) = (span.start as usize, span.end as usize);
             let crc = record_crc(prefix, position, &self.bytes[start..end]);
-            self.bytes[start - 4..start].copy_from_slice(&crc.to_le_bytes());
+            self.bytes[start - CRC_BYTES..start].copy_from_slice(&crc.to_le_bytes());
         }
         out.clear();
         let mut payload = Vec::with_capacity(header.bytes());

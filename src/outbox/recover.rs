@@ -78,6 +78,7 @@ impl Lane {
         }
         scanned.sort_by_key(|(_, header, _)| header.lap);
         self.lap = scanned.last().map_or(0, |(_, header, _)| header.lap);
+        self.last_taken = scanned.last().map_or(0, |(index, ..)| *index);
         let mut origins: Vec<u64> = Vec::new();
         for (_, header, _) in &scanned {
             origins.retain(|origin| *origin != header.origin);

@@ -72,6 +72,11 @@ pub const fn batch_bytes_max(segment_bytes: u32) -> usize {
 impl Lane {
     /// The segment that a log writes to.
     pub(super) fn current(&self, origin: u64) -> Option<usize> {
+        // Nearly always the one that was taken last: a lane may have thousands, and every commit asks.
+        let last = self.segments.get(self.last_taken).and_then(|segment| segment.used);
+        if last.is_some_and(|used| used.lap == self.lap && used.origin == origin) {
+            return Some(self.last_taken);
+        }
         let newest = |index: &usize| self.segments[*index].used.map_or(0, |used| used.lap);
         (0..self.segments.len())
             .filter(|&index| self.segments[index].used.is_some_and(|used| used.origin == origin))
@@ -137,8 +142,12 @@ impl Lane {
     /// Removes free segments that are no use: made under another configuration, they are too small, or more than the
     /// lane may have by now. Two headers stay that say so, so that one damaged page brings nothing back.
     pub(super) fn shed<D: Disk>(&mut self, io: &mut Io<D>) {
+        if !self.may_shed {
+            return;
+        }
         let mut bytes: u64 = self.segments.iter().map(Segment::bytes).sum();
         if bytes <= self.bytes_max() && !self.segments.iter().any(|segment| self.is_small(segment)) {
+            self.may_shed = false;
             return;
         }
         let current: Vec<_> = self.logs.iter().map(|log| self.current(log.origin)).collect();
@@ -215,6 +224,7 @@ impl Lane {
     /// Takes a free segment for a log.
     pub(super) fn take(&mut self, segment: usize, log: usize) {
         self.lap += 1;
+        self.last_taken = segment;
         let log = &self.logs[log];
         self.segments[segment].used = Some(Use {
             origin: log.origin,
@@ -244,6 +254,7 @@ impl Lane {
             return false;
         }
         self.segments.push(Segment { number, pages: self.segment_bytes / PAGE_BYTES as u32, used: None });
+        self.may_shed = true;
         true
     }
 }
