@@ -4,10 +4,9 @@
 use std::path::Path;
 use std::time::Instant;
 
-use rustix::time::{ClockId, clock_gettime};
-
 use crate::Result;
 use crate::device::{Counted, Device};
+use crate::metered::metered;
 use crate::store::{Kind, RECORD_BYTES, Store};
 
 /// Records in a commit, commits of each contender in a round, rounds.
@@ -27,6 +26,8 @@ pub struct Appended {
     pub flushes_per_commit: f64,
     /// Time of the committing thread on a CPU, system calls included.
     pub cpu_us_per_record: f64,
+    /// The same without the file's writes and syncs, where they can be told apart.
+    pub own_cpu_us_per_record: Option<f64>,
     /// Each round's wall time.
     pub seconds: Vec<f64>,
 }
@@ -37,6 +38,8 @@ struct Contender {
     store: Box<dyn Store>,
     before: Counted,
     cpu_s: f64,
+    /// Of files, before the clock ran.
+    files_cpu_s: Option<f64>,
     seconds: Vec<f64>,
 }
 
@@ -53,13 +56,22 @@ pub fn measure(work: &Path, scale: usize) -> Result<Vec<Appended>> {
             let device = Device::try_new(work, kind.name(), DEVICE_BYTES + payload)?;
             // What lies there beforehand is twice what is written: nothing runs around its ring.
             let store = kind.store(device.dir(), payload * 3 / 2)?;
-            contenders.push(Contender { kind, device, store, before: Counted::default(), cpu_s: 0.0, seconds: Vec::new() });
+            contenders.push(Contender {
+                kind,
+                device,
+                store,
+                before: Counted::default(),
+                cpu_s: 0.0,
+                files_cpu_s: None,
+                seconds: Vec::new(),
+            });
         }
         for round in 0..rounds + ROUNDS_WARM {
             if round == ROUNDS_WARM {
                 for contender in &mut contenders {
                     contender.before = contender.device.counted()?;
                     contender.cpu_s = 0.0;
+                    contender.files_cpu_s = contender.store.files_cpu_s();
                     contender.seconds.clear();
                 }
             }
@@ -80,18 +92,19 @@ impl Contender {
         let mut seconds = 0.0;
         for _ in 0..commits {
             self.store.stage(group);
-            let (begun, cpu) = (Instant::now(), cpu_s());
-            self.store.commit().map_err(|error| format!("{}: {error}", self.kind.name()))?;
-            self.cpu_s += cpu_s() - cpu;
+            let begun = Instant::now();
+            let committed = metered(&mut self.cpu_s, || self.store.commit());
             seconds += begun.elapsed().as_secs_f64();
+            committed.map_err(|error| format!("{}: {error}", self.kind.name()))?;
         }
         self.seconds.push(seconds);
         Ok(())
     }
 
-    fn finish(self, group: usize, commits: usize) -> Result<Appended> {
+    fn finish(mut self, group: usize, commits: usize) -> Result<Appended> {
         let wrote = self.device.counted()? - self.before;
         let records = (commits * group) as f64;
+        let files = self.store.files_cpu_s().zip(self.files_cpu_s).map(|(after, before)| after - before);
         // Closed before the device goes.
         drop(self.store);
         Ok(Appended {
@@ -100,15 +113,24 @@ impl Contender {
             bytes_per_byte: wrote.bytes as f64 / (records * RECORD_BYTES as f64),
             flushes_per_commit: wrote.flushes as f64 / commits as f64,
             cpu_us_per_record: self.cpu_s * 1e6 / records,
+            own_cpu_us_per_record: files.map(|files| (self.cpu_s - files) * 1e6 / records),
             seconds: self.seconds,
         })
     }
 }
 
-/// The thread's time on a CPU: /proc/self/stat counts in ticks of 10 ms, longer than most commits.
-pub fn cpu_s() -> f64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+/// One contender's commits in any folder, without a device.
+pub fn alone(kind: Kind, dir: &Path, group: usize, commits: usize) -> Result<()> {
+    let mut store = kind.store(dir, (group * commits * RECORD_BYTES * 2) as u64)?;
+    let (mut cpu, before) = (0.0, store.files_cpu_s());
+    for _ in 0..commits {
+        store.stage(group);
+        metered(&mut cpu, || store.commit())?;
+    }
+    let files = store.files_cpu_s().zip(before).map_or(f64::NAN, |(after, before)| after - before);
+    let records = (group * commits) as f64;
+    println!("{}: {:.3} us/record, own {:.3}", kind.name(), cpu * 1e6 / records, (cpu - files) * 1e6 / records);
+    Ok(())
 }
 
 /// How much faster `one` was than `other`: the median over the rounds.

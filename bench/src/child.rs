@@ -6,7 +6,7 @@ use std::process::{self, ChildStdin, ChildStdout, Command, Stdio};
 use std::{env, fs};
 
 use crate::store::Kind;
-use crate::{Result, life, open};
+use crate::{Result, append, life, open};
 
 /// This program once more. Killed when it is dropped before its end.
 pub struct Child {
@@ -63,6 +63,11 @@ pub fn run(args: &[&str]) -> Result<()> {
             std::io::stdin().read_line(&mut String::new())?;
             life::live(store.as_mut(), commits.parse()?)?;
             println!("memory_mib {}", memory_mib()?);
+        }
+        // Not part of the run: where a profiler looks.
+        ["cpu", name, dir, group, commits] => {
+            let kind = Kind::ALL.into_iter().find(|kind| kind.name() == *name).ok_or("an unknown contender")?;
+            append::alone(kind, Path::new(dir), group.parse()?, commits.parse()?)?;
         }
         ["fill", dir, bytes] => println!("records {}", open::fill(Path::new(dir), bytes.parse()?)?),
         ["open", dir, bytes] => open::open(Path::new(dir), bytes.parse()?)?,

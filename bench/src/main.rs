@@ -7,6 +7,7 @@ mod append;
 mod child;
 mod device;
 mod life;
+mod metered;
 mod open;
 mod picture;
 mod store;

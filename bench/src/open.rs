@@ -1,19 +1,19 @@
 //! Opening a gigabyte of backlog, warm, in a process of its own; and committing with so many segments at hand.
 
-use std::io;
 use std::path::Path;
 use std::time::Instant;
 
-use backhaul::outbox::disk::{Disk, Entry};
+use backhaul::outbox::disk::Disk;
 use backhaul::outbox::format::PAGE_BYTES;
 use backhaul::outbox::{LaneId, Outbox};
 use backhaul::shell::disk::RealDisk;
 use backhaul::time;
 
 use crate::Result;
-use crate::append::{cpu_s, median};
+use crate::append::median;
 use crate::child::{Child, memory_mib};
 use crate::device::Device;
+use crate::metered::{Metered, cpu_s};
 use crate::store::{Ours, Store, config, draft};
 
 const BACKLOG_BYTES: u64 = 1 << 30;
@@ -83,7 +83,7 @@ pub fn fill(dir: &Path, bytes: u64) -> Result<usize> {
 
 /// In a child: opens it and says what that took, then commits a little.
 pub fn open(dir: &Path, bytes: u64) -> Result<()> {
-    let disk = Reads { disk: RealDisk::new(dir), pages: 0 };
+    let disk = Metered::new(RealDisk::new(dir));
     let begun = Instant::now();
     let (mut outbox, report) = Outbox::open(disk, &config(bytes), 1);
     let ms = begun.elapsed().as_secs_f64() * 1e3;
@@ -91,7 +91,7 @@ pub fn open(dir: &Path, bytes: u64) -> Result<()> {
     if !report.notes.is_empty() {
         return Err(report.notes.join("; ").into());
     }
-    let pages = outbox.disk_mut().pages as f64;
+    let pages = outbox.disk_mut().pages_read as f64;
     let newest = f64::from(config(bytes).segment_bytes) / PAGE_BYTES as f64;
     let segments = outbox.disk_mut().list()?.iter().filter(|entry| entry.name.ends_with(".seg")).count() as f64;
     println!("ms {ms}\nmemory_mib {memory_mib}\nsegments {segments}");
@@ -110,42 +110,4 @@ pub fn open(dir: &Path, bytes: u64) -> Result<()> {
     }
     println!("cpu_us_per_record {}", cpu * 1e6 / f64::from(records));
     Ok(())
-}
-
-/// The agent's disk, which counts what is read.
-struct Reads {
-    disk: RealDisk,
-    pages: usize,
-}
-
-impl Disk for Reads {
-    fn list(&mut self) -> io::Result<Vec<Entry>> {
-        self.disk.list()
-    }
-
-    fn read_at(&mut self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let read = self.disk.read_at(name, offset, buf)?;
-        self.pages += read.div_ceil(PAGE_BYTES);
-        Ok(read)
-    }
-
-    fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.disk.write_at(name, offset, bytes)
-    }
-
-    fn sync(&mut self, name: &str) -> io::Result<()> {
-        self.disk.sync(name)
-    }
-
-    fn sync_dir(&mut self) -> io::Result<()> {
-        self.disk.sync_dir()
-    }
-
-    fn remove(&mut self, name: &str) -> io::Result<()> {
-        self.disk.remove(name)
-    }
-
-    fn free_bytes(&mut self) -> io::Result<u64> {
-        self.disk.free_bytes()
-    }
 }

@@ -82,6 +82,9 @@ pub fn rows(appended: &[Appended], lives: &[Life], opened: &Opened) -> Vec<Row> 
         let values = of(group).map(|one| Some(one.cpu_us_per_record)).collect();
         rows.push(row(format!("CPU per record, {group} records per commit"), "µs", goal, 2, values));
     }
+    let values = of(256).map(|one| one.own_cpu_us_per_record).collect();
+    let what = "the same without the file's writes and syncs, 256 records per commit".into();
+    rows.push(row(what, "µs", Goal::Stated, 2, values));
     let alone = |value| vec![Some(value)];
     let what = format!("CPU per record, 256 per commit, in a lane of {} segments", opened.segments);
     rows.push(row(what, "µs", Goal::Stated, 2, alone(opened.cpu_us_per_record)));

@@ -35,6 +35,7 @@
 //! new epoch for a whole lane (protocol rule 7) is therefore one header with another epoch and base: one page, atomic.
 //! `origin` names the log; `lap` counts the lane's segment turns, so that it orders segments and dates pages.
 
+use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
 use super::Draft;
@@ -340,7 +341,7 @@ impl RecordArea {
         let at = self.bytes.len();
         let mut frame_bytes = varint_bytes(draft.bytes()) + CRC_BYTES;
         self.bytes.resize(at + frame_bytes, 0);
-        self.bytes = postcard::to_extend(&stored, std::mem::take(&mut self.bytes)).expect("plain data encodes");
+        postcard::serialize_with_flavor(&stored, Append(&mut self.bytes)).expect("plain data encodes");
         let mut length = self.bytes.len() - at - frame_bytes;
         // The fields' few bytes took the length over a limit: its varint is longer than what was kept for it.
         for _ in varint_bytes(draft.bytes())..varint_bytes(length) {
@@ -407,6 +408,27 @@ impl RecordArea {
                 break;
             }
         }
+    }
+}
+
+/// Postcard's output at the end of what is there: its own flavours copy byte by byte, or allocate for each record.
+struct Append<'a>(&'a mut Vec<u8>);
+
+impl Flavor for Append<'_> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
     }
 }
 

@@ -27,6 +27,10 @@ pub trait Store {
     fn commit(&mut self) -> Result<()>;
     /// The oldest records are not needed any more. May be put on flash by the next commit.
     fn ack(&mut self, count: usize) -> Result<()>;
+    /// CPU time of the file's writes and syncs so far: the kernel's share. `None`: cannot be told apart.
+    fn files_cpu_s(&mut self) -> Option<f64> {
+        None
+    }
 }
 
 /// The contenders.

@@ -10,6 +10,7 @@ use backhaul::time::Instant;
 
 use super::{Store, draft};
 use crate::Result;
+use crate::metered::Metered;
 
 const LANE: LaneId = LaneId(0);
 const SEGMENT_BYTES: u32 = 256 << 10;
@@ -28,7 +29,7 @@ pub fn config(bytes_max: u64) -> Config {
 
 /// An outbox with one `sync` lane, its segments made.
 pub struct Ours {
-    outbox: Outbox<RealDisk>,
+    outbox: Outbox<Metered>,
     _lock: Lock,
     staged: Vec<Draft>,
     next: u64,
@@ -51,7 +52,7 @@ impl Ours {
     /// Whatever lies in the folder.
     pub fn open(dir: &Path, bytes_max: u64) -> Result<Self> {
         let lock = Lock::try_new(dir).map_err(|_| "another agent owns the folder")?;
-        let (outbox, report) = Outbox::open(RealDisk::new(dir), &config(bytes_max), 1);
+        let (outbox, report) = Outbox::open(Metered::new(RealDisk::new(dir)), &config(bytes_max), 1);
         if !report.notes.is_empty() {
             return Err(report.notes.join("; ").into());
         }
@@ -92,5 +93,9 @@ impl Store for Ours {
         }
         self.outbox.acked(&lane, epoch, seq, Instant::default());
         Ok(())
+    }
+
+    fn files_cpu_s(&mut self) -> Option<f64> {
+        Some(self.outbox.disk_mut().cpu_s)
     }
 }

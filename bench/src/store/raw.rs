@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::{RECORD_BYTES, Store, value};
 use crate::Result;
+use crate::metered::metered;
 
 const PAGE_BYTES: u64 = 4096;
 
@@ -20,6 +21,7 @@ pub struct Raw {
     next: u64,
     acked: u64,
     acked_written: u64,
+    files_cpu_s: f64,
 }
 
 impl Raw {
@@ -31,7 +33,7 @@ impl Raw {
         }
         file.sync_all()?;
         let (staged, scratch) = (Vec::new(), Vec::new());
-        Ok(Self { file, bytes, offset: PAGE_BYTES, staged, scratch, next: 0, acked: 0, acked_written: 0 })
+        Ok(Self { file, bytes, offset: PAGE_BYTES, staged, scratch, next: 0, acked: 0, acked_written: 0, files_cpu_s: 0.0 })
     }
 }
 
@@ -50,17 +52,23 @@ impl Store for Raw {
         if self.offset + self.scratch.len() as u64 > self.bytes {
             self.offset = PAGE_BYTES;
         }
-        self.file.write_all_at(&self.scratch, self.offset)?;
-        self.offset += self.scratch.len() as u64;
-        if self.acked_written < self.acked {
-            self.file.write_all_at(&self.acked.to_le_bytes(), 0)?;
-            self.acked_written = self.acked;
-        }
-        Ok(self.file.sync_data()?)
+        metered(&mut self.files_cpu_s, || -> Result<()> {
+            self.file.write_all_at(&self.scratch, self.offset)?;
+            self.offset += self.scratch.len() as u64;
+            if self.acked_written < self.acked {
+                self.file.write_all_at(&self.acked.to_le_bytes(), 0)?;
+                self.acked_written = self.acked;
+            }
+            Ok(self.file.sync_data()?)
+        })
     }
 
     fn ack(&mut self, count: usize) -> Result<()> {
         self.acked += count as u64;
         Ok(())
+    }
+
+    fn files_cpu_s(&mut self) -> Option<f64> {
+        Some(self.files_cpu_s)
     }
 }
