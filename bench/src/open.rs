@@ -28,6 +28,8 @@ const TURNS: usize = 5;
 #[derive(Debug, Clone, Copy)]
 pub struct Opened {
     pub ms: f64,
+    /// Of which on a CPU: what is left when the machine does nothing else.
+    pub cpu_ms: f64,
     pub memory_mib: f64,
     pub segments: f64,
     /// Pages read of each segment but the newest, which is walked.
@@ -51,6 +53,7 @@ pub fn measure(work: &Path, scale: usize) -> Result<Opened> {
         let mut child = Child::spawn(&["open", &dir, &bytes.to_string()])?;
         turns.push(Opened {
             ms: child.expect("ms")?,
+            cpu_ms: child.expect("cpu_ms")?,
             memory_mib: child.expect("memory_mib")?,
             segments: child.expect("segments")?,
             pages_per_segment: child.expect("pages_per_segment")?,
@@ -61,6 +64,7 @@ pub fn measure(work: &Path, scale: usize) -> Result<Opened> {
     let middle = |field: fn(&Opened) -> f64| median(turns.iter().map(field).collect());
     Ok(Opened {
         ms: middle(|turn| turn.ms),
+        cpu_ms: middle(|turn| turn.cpu_ms),
         memory_mib: middle(|turn| turn.memory_mib),
         segments: middle(|turn| turn.segments),
         pages_per_segment: middle(|turn| turn.pages_per_segment),
@@ -84,9 +88,10 @@ pub fn fill(dir: &Path, bytes: u64) -> Result<usize> {
 /// In a child: opens it and says what that took, then commits a little.
 pub fn open(dir: &Path, bytes: u64) -> Result<()> {
     let disk = Metered::new(RealDisk::new(dir));
-    let begun = Instant::now();
+    let (begun, cpu) = (Instant::now(), cpu_s());
     let (mut outbox, report) = Outbox::open(disk, &config(bytes), 1);
     let ms = begun.elapsed().as_secs_f64() * 1e3;
+    let cpu_ms = (cpu_s() - cpu) * 1e3;
     let memory_mib = memory_mib()?;
     if !report.notes.is_empty() {
         return Err(report.notes.join("; ").into());
@@ -94,7 +99,7 @@ pub fn open(dir: &Path, bytes: u64) -> Result<()> {
     let pages = outbox.disk_mut().pages_read as f64;
     let newest = f64::from(config(bytes).segment_bytes) / PAGE_BYTES as f64;
     let segments = outbox.disk_mut().list()?.iter().filter(|entry| entry.name.ends_with(".seg")).count() as f64;
-    println!("ms {ms}\nmemory_mib {memory_mib}\nsegments {segments}");
+    println!("ms {ms}\ncpu_ms {cpu_ms}\nmemory_mib {memory_mib}\nsegments {segments}");
     println!("pages_per_segment {}", (pages - newest).max(0.0) / (segments - 1.0));
     let (mut cpu, mut number, mut records) = (0.0, 0, 0);
     for _ in 0..2 {

@@ -93,6 +93,7 @@ pub fn rows(appended: &[Appended], lives: &[Life], opened: &Opened) -> Vec<Row> 
     let values = lives.iter().map(|life| Some(life.memory_mib)).collect();
     rows.push(row("peak memory over that life".into(), "MiB", Goal::AtMost(6.0), 1, values));
     rows.push(row("opening 1 GiB of backlog, warm".into(), "ms", Goal::AtMost(100.0), 0, alone(opened.ms)));
+    rows.push(row("of which on a CPU".into(), "ms", Goal::Stated, 0, alone(opened.cpu_ms)));
     rows.push(row("peak memory after opening it".into(), "MiB", Goal::AtMost(6.0), 1, alone(opened.memory_mib)));
     let pages = alone(opened.pages_per_segment);
     rows.push(row("pages read per segment at opening, the newest apart".into(), "pages", Goal::AtMost(1.0), 2, pages));

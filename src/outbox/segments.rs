@@ -1,6 +1,5 @@
 //! Where a batch may go: a lane's segments on flash, which of them may be written again, and how many there may be.
 
-use std::collections::BTreeSet;
 use std::io;
 
 use super::PushError;
@@ -238,14 +237,24 @@ impl Lane {
         self.cursor.forget();
     }
 
+    /// The lowest number that no segment has.
+    fn unused_number(&self) -> u32 {
+        let mut taken = vec![false; self.segments.len() + 1];
+        for segment in &self.segments {
+            if let Some(taken) = taken.get_mut(segment.number as usize) {
+                *taken = true;
+            }
+        }
+        taken.iter().position(|taken| !taken).expect("one more than there are segments") as u32
+    }
+
     /// Makes one more segment, if it may: zeros, synced, and known to the folder, so that later writes are in place.
     pub(super) fn grow<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
         let held: Vec<usize> = (0..self.segments.len()).collect();
         if !self.may_grow(&held) || !self.has_headroom(io) {
             return false;
         }
-        let taken: BTreeSet<u32> = self.segments.iter().map(|segment| segment.number).collect();
-        let number = (0..).find(|number| !taken.contains(number)).expect("endless");
+        let number = self.unused_number();
         let name = segment_name(&self.name, number);
         if let Err(error) = make_segment(io, &name, self.segment_bytes) {
             log::warn!(target: "outbox", "no new segment lane={} error={error}", self.name);
