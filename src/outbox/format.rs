@@ -299,6 +299,29 @@ struct Stored {
     body: Body,
 }
 
+/// What a record takes in a batch, framed: to the byte what [`RecordArea::push`] appends.
+pub fn record_bytes(draft: &Draft) -> usize {
+    let encoded = encoded_bytes(draft);
+    varint_bytes(encoded as u64) + CRC_BYTES + encoded
+}
+
+fn encoded_bytes(draft: &Draft) -> usize {
+    let text = |text: &[u8]| varint_bytes(text.len() as u64) + text.len();
+    1 + draft.at.map_or(0, varint_bytes)
+        + varint_bytes(draft.boot.into())
+        + varint_bytes(draft.boot_ms)
+        + varint_bytes(draft.ttl_s.into())
+        + text(draft.topic.as_bytes())
+        + 1
+        + draft.key.as_ref().map_or(0, |key| text(key.as_bytes()))
+        + 1
+        + text(draft.body.as_bytes())
+}
+
+fn varint_bytes(value: u64) -> usize {
+    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
+}
+
 /// The checksum's part that all records of a batch share.
 fn record_crc_prefix(header: &Header) -> u32 {
     let crc = crc32c::crc32c_append(CRC_SEED, &header.epoch.to_le_bytes());
@@ -311,12 +334,6 @@ fn record_crc(prefix: u32, position: u64, bytes: &[u8]) -> u32 {
     name[..8].copy_from_slice(&position.to_le_bytes());
     name[8..].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
     crc32c::crc32c_append(crc32c::crc32c_append(prefix, &name), bytes)
-}
-
-/// Bytes of a length as LEB128.
-const fn varint_bytes(length: usize) -> usize {
-    let bits = usize::BITS - (length | 1).leading_zeros();
-    bits.div_ceil(7) as usize
 }
 
 /// Records on their way to flash: framed and encoded once, checksummed when their place is known.
@@ -338,22 +355,15 @@ impl RecordArea {
     pub fn push(&mut self, draft: &Draft) {
         // Field by field what `Stored` reads, without a copy of topic and body, straight into the area.
         let stored = (&draft.at, draft.boot, draft.boot_ms, draft.ttl_s, &draft.topic, &draft.key, &draft.body);
-        let at = self.bytes.len();
-        let mut frame_bytes = varint_bytes(draft.bytes()) + CRC_BYTES;
-        self.bytes.resize(at + frame_bytes, 0);
-        postcard::serialize_with_flavor(&stored, Append(&mut self.bytes)).expect("plain data encodes");
-        let mut length = self.bytes.len() - at - frame_bytes;
-        // The fields' few bytes took the length over a limit: its varint is longer than what was kept for it.
-        for _ in varint_bytes(draft.bytes())..varint_bytes(length) {
-            self.bytes.insert(at, 0);
-            frame_bytes += 1;
-        }
-        let start = at + frame_bytes;
-        for byte in &mut self.bytes[at..start - CRC_BYTES] {
-            *byte = length as u8 | 0x80;
+        let mut length = encoded_bytes(draft);
+        while length >= 0x80 {
+            self.bytes.push(length as u8 | 0x80);
             length >>= 7;
         }
-        self.bytes[start - CRC_BYTES - 1] &= 0x7f;
+        self.bytes.extend_from_slice(&[length as u8, 0, 0, 0, 0]);
+        let start = self.bytes.len();
+        postcard::serialize_with_flavor(&stored, Append(&mut self.bytes)).expect("plain data encodes");
+        debug_assert_eq!(self.bytes.len() - start, encoded_bytes(draft));
         self.spans.push(Span { start: start as u32, end: self.bytes.len() as u32 });
     }
 
@@ -534,6 +544,20 @@ mod tests {
     }
 
     const PLACE: Place = Place { segment: 2, page: 9 };
+
+    #[test]
+    fn says_to_the_byte_what_a_record_takes() {
+        for bytes in [0, 1, 99, 100, 126, 127, 128, 200, 16_380, 70_000] {
+            let body = if bytes % 2 == 0 { Body::Text("x".repeat(bytes)) } else { Body::Bytes(vec![7; bytes]) };
+            for key in [None, Some("k".repeat(bytes / 3))] {
+                let (at, boot) = (key.as_ref().map(|_| u64::MAX >> (bytes % 60)), u32::MAX >> (bytes % 31));
+                let draft = Draft { at, boot, boot_ms: 1 << (bytes % 50), ttl_s: boot, key, body: body.clone(), ..draft("") };
+                let mut area = RecordArea::default();
+                area.push(&draft);
+                assert_eq!(record_bytes(&draft), area.bytes(), "{draft:?}");
+            }
+        }
+    }
 
     fn batch(drafts: &[Draft]) -> (Header, Vec<u8>) {
         let mut area = RecordArea::default();
