@@ -102,6 +102,10 @@ pub struct Lane {
     pub(super) segment_bytes: u32,
     pub(super) headroom_bytes_min: u64,
     pub(super) segments: Vec<Segment>,
+    /// Where the segment of the newest turn lies in `segments`, if none was removed since.
+    pub(super) last_taken: usize,
+    /// There may be segments that are too small, or too many.
+    pub(super) may_shed: bool,
     /// Oldest first; the last one takes records.
     pub(super) logs: Vec<Log>,
     /// The newest segment turn.
@@ -132,6 +136,8 @@ impl Lane {
             segment_bytes,
             headroom_bytes_min,
             segments: Vec::new(),
+            last_taken: 0,
+            may_shed: true,
             logs: Vec::new(),
             lap: 0,
             cursor: Cursor::default(),
@@ -435,6 +441,7 @@ impl Lane {
     /// A log goes; its segments are free.
     pub(super) fn close(&mut self, log: usize) {
         let origin = self.logs.remove(log).origin;
+        self.may_shed = true;
         self.segments.iter_mut().filter(|s| s.used.is_some_and(|u| u.origin == origin)).for_each(|s| s.used = None);
         self.cursor.forget();
     }
