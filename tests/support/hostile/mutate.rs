@@ -168,6 +168,17 @@ fn change_field(disk: &mut PatchDisk, at: &At, u: &mut Unstructured) -> Result<(
     } else {
         *u.choose(&FIELDS)?
     };
+    if u.ratio(1, 8)? {
+        // Many records: as a batch that goes on far behind the segment's end.
+        let count = u.int_in_range(0..=40_000u32)?;
+        let length = count.saturating_mul(u.int_in_range(5..=140)?);
+        disk.patch(&at.name, at.offset(), PAGE_BYTES, |page| {
+            page[12..16].copy_from_slice(&count.to_le_bytes());
+            page[16..20].copy_from_slice(&length.to_le_bytes());
+            seal(page, at.place());
+        });
+        return Ok(());
+    }
     let mut bytes = [0; 8];
     bytes[..width].copy_from_slice(&page[offset..offset + width]);
     let new = odd(u64::from_le_bytes(bytes), u)?;
