@@ -126,6 +126,12 @@ impl<D: Disk> Outbox<D> {
             report.notes.push(format!("the folder cannot be listed: {error}"));
             Vec::new()
         });
+        // After SIGKILL the folder on flash may not know a file that is listed; nothing is committed into such a one.
+        if !files.is_empty() {
+            io.syncs += 1;
+            let synced = io.disk.sync_dir();
+            let _ = synced.inspect_err(|error| report.notes.push(format!("the folder cannot be synced: {error}")));
+        }
         let mut lanes: Vec<Lane> = Vec::new();
         let new = |name: LaneName, lane| Lane::new(name, lane, config.segment_bytes, config.headroom_bytes_min);
         for lane in &config.lanes {
