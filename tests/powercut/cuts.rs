@@ -164,12 +164,17 @@ impl<'a> Cutter<'a> {
     }
 }
 
+/// Zero for zeros, so that a sector that was never written and one that is missing are the same.
 fn sector_hash(name: &str, sector: usize, bytes: &[u8]) -> u64 {
-    if bytes.iter().all(|byte| *byte == 0) {
+    // Eight bytes a step, each step a bijection of what came before: SipHash takes three times as long.
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mix = |hash: u64, word: u64| (hash.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    if rest.is_empty() && words.iter().all(|word| *word == [0; 8]) {
         return 0;
     }
+    let hash = words.iter().fold(0, |hash, word| mix(hash, u64::from_le_bytes(*word)));
     let mut hasher = DefaultHasher::new();
-    (name, sector, bytes).hash(&mut hasher);
+    (name, sector, hash, rest).hash(&mut hasher);
     hasher.finish()
 }
 

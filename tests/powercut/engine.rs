@@ -1,11 +1,11 @@
 //! Runs the campaign: strings of operations from every start, every moment of the last one, every outcome; each new
 //! state once through the oracle. In a fixed order, so that what was covered can be said.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, Once};
 use std::thread;
 use std::time::Instant;
 
@@ -86,18 +86,27 @@ pub struct Campaign {
 thread_local! {
     /// What the last panic of this thread said, and where.
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+    /// Whether this thread's panics are findings.
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Panics are findings here: they are noted, not printed.
-pub fn note_panics() {
-    std::panic::set_hook(Box::new(|info| {
-        PANIC.with_borrow_mut(|text| *text = info.to_string());
-    }));
-}
-
-/// Runs it; what it panicked with, if it did.
+/// Runs it; what it panicked with, if it did. Panics are findings here: they are noted, not printed.
 pub fn caught(run: impl FnOnce()) -> Result<(), String> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|_| PANIC.with_borrow(Clone::clone))
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if CATCHING.get() {
+                PANIC.with_borrow_mut(|text| *text = info.to_string());
+            } else {
+                others(info);
+            }
+        }));
+    });
+    let before = CATCHING.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(run)).map_err(|_| PANIC.with_borrow(Clone::clone));
+    CATCHING.set(before);
+    result
 }
 
 impl Phase {

@@ -54,16 +54,13 @@ fn nothing_promised_is_lost_and_nothing_invented_whatever_a_power_cut_leaves() {
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let threads = number("POWERCUT_THREADS", std::thread::available_parallelism().map_or(2, |n| n.get() as u64));
     let campaign = Campaign::new(starts, Seen::exact(), deadline, ENOUGH, threads as usize);
-    engine::note_panics();
     let begun = Instant::now();
     for phase in phases() {
         run(&campaign, &phase);
         if let Some(failure) = campaign.failure() {
-            let _ = std::panic::take_hook();
             panic!("{failure}");
         }
     }
-    let _ = std::panic::take_hook();
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     let counts = &campaign.counts;
     let (distinct, elapsed) = (count(&counts.distinct), begun.elapsed().as_secs_f64());
@@ -101,9 +98,7 @@ fn a_disk_that_lies_about_flushing_is_found_out() {
     let starts = starts::all();
     let mut campaign = Campaign::new(starts, Seen::exact(), Instant::now() + Duration::from_secs(600), ENOUGH, 1);
     campaign.lying_disk = true;
-    engine::note_panics();
     run(&campaign, &phases()[0]);
-    let _ = std::panic::take_hook();
     let failure = campaign.failure().expect("it is found out");
     assert!(failure.contains("promised and not there"), "{failure}");
 }

@@ -60,16 +60,23 @@ pub struct Model {
 /// One log as it was found: its offer and everything behind it.
 pub type Found = Vec<(Offer, Vec<Item>)>;
 
+/// Digits of a put's number at the end of its text.
+const DIGITS: usize = 10;
+/// What texts are filled up with.
+static FILL: [u8; 9_000] = [b'0'; 9_000];
+
 /// The text of a put: its number, filled up to its length.
 pub fn text(put: u32, bytes: u32) -> String {
-    format!("{put:0>width$}", width = bytes as usize)
+    let mut text = "0".repeat((bytes as usize).saturating_sub(DIGITS));
+    text.push_str(&format!("{put:0>10}"));
+    text
 }
 
 fn is_text(record: &Record, seat: &Seat) -> bool {
-    let bytes = record.body.as_bytes();
-    let digits = bytes.iter().position(|byte| *byte != b'0').unwrap_or(bytes.len());
-    let number = std::str::from_utf8(&bytes[digits..]).ok().and_then(|digits| digits.parse::<u32>().ok());
-    bytes.len() == seat.bytes as usize && number == Some(seat.put) && record.topic == "t" && record.at == Some(1)
+    let Some((fill, digits)) = record.body.as_bytes().split_last_chunk::<DIGITS>() else { return false };
+    let number = digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit.wrapping_sub(b'0')));
+    let filled = fill.len() + DIGITS == seat.bytes as usize && *fill == FILL[..fill.len()];
+    filled && number == u64::from(seat.put) && record.topic == "t" && record.at == Some(1)
 }
 
 impl Model {
