@@ -148,7 +148,9 @@ impl World {
                     let segment = name.rsplit('.').nth(1).and_then(|number| number.parse().ok()).unwrap_or(0);
                     let header = Header::decode(&bytes[..PAYLOAD_BYTES], Place { segment, page });
                     let tag = backhaul::outbox::format::page(bytes, Place { segment, page });
-                    let words = header.map(|h| (h.origin % 1000, h.epoch % 1000, h.base, h.lap, h.first, h.count, h.acked, h.floor, h.reserved));
+                    let words = header.map(|h| {
+                        (h.origin % 1000, h.epoch % 1000, h.base, h.lap, h.first, h.count, h.acked, h.floor, h.reserved)
+                    });
                     eprintln!("    {name} {page} {tag:?} {words:?}");
                 }
             }
@@ -554,7 +556,7 @@ fn name_of(name: &str) -> LaneName {
 }
 
 #[test]
-fn nothing_committed_is_lost_and_nothing_invented_whatever_fails() {
+pub fn nothing_committed_is_lost_and_nothing_invented_whatever_fails() {
     let one = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
     let seeds: u64 = std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(400);
     for seed in one.map_or(0..seeds, |seed: u64| seed..seed + 1) {

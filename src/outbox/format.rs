@@ -39,6 +39,7 @@ use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
 use super::Draft;
+use super::mutants::mutant;
 use crate::record::{Body, INTEGER_MAX, LaneName, Why};
 
 /// Size of a page, in bytes. Stored as a shift in every header.
@@ -193,7 +194,7 @@ impl Header {
         let lane_end = FIXED_BYTES + usize::from(fixed[7]);
         let end = lane_end + runs * RUN_BYTES;
         let crc = payload.get(end..end + 4)?;
-        if crc32c::crc32c_append(place.crc(), &payload[..end]).to_le_bytes() != crc {
+        if crc32c::crc32c_append(place.crc(), &payload[..end]).to_le_bytes() != crc && !mutant!(HeaderCrcUnchecked) {
             return None;
         }
         let lane = std::str::from_utf8(&payload[FIXED_BYTES..lane_end]).ok()?;
@@ -224,7 +225,10 @@ impl Header {
         let ordered = self.base <= self.acked && self.acked <= self.floor && self.floor <= self.durable;
         let runs = self.runs.iter().all(|run| run.from <= run.to && run.to <= self.durable);
         let numbered = self.durable.checked_add(1) == Some(self.first) && self.next() <= self.reserved;
-        let named = (1..=INTEGER_MAX).contains(&self.epoch) && self.lap <= LAP_MAX && self.alive <= self.lap && self.reserved <= POSITION_MAX;
+        let named = (1..=INTEGER_MAX).contains(&self.epoch)
+            && self.lap <= LAP_MAX
+            && self.alive <= self.lap
+            && self.reserved <= POSITION_MAX;
         let filled = self.count <= SEGMENT_RECORDS_MAX
             && (self.count * RECORD_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.length);
         ordered && runs && numbered && named && filled
@@ -480,7 +484,8 @@ pub fn records(header: &Header, payload: &[u8]) -> Vec<Slot> {
         };
         let bytes = &payload[start..next];
         let intact = record_crc(prefix, position, bytes).to_le_bytes() == payload[start - 4..start];
-        let stored = if intact { postcard::from_bytes::<Stored>(bytes).ok() } else { None };
+        let stored =
+            if intact || mutant!(RecordCrcUnchecked) { postcard::from_bytes::<Stored>(bytes).ok() } else { None };
         slots.push(match stored {
             Some(stored) => Slot::Intact(Draft {
                 at: stored.at,
@@ -558,7 +563,8 @@ mod tests {
             let body = if bytes % 2 == 0 { Body::Text("x".repeat(bytes)) } else { Body::Bytes(vec![7; bytes]) };
             for key in [None, Some("k".repeat(bytes / 3))] {
                 let (at, boot) = (key.as_ref().map(|_| u64::MAX >> (bytes % 60)), u32::MAX >> (bytes % 31));
-                let draft = Draft { at, boot, boot_ms: 1 << (bytes % 50), ttl_s: boot, key, body: body.clone(), ..draft("") };
+                let draft =
+                    Draft { at, boot, boot_ms: 1 << (bytes % 50), ttl_s: boot, key, body: body.clone(), ..draft("") };
                 let mut area = RecordArea::default();
                 area.push(&draft);
                 assert_eq!(record_bytes(&draft), area.bytes(), "{draft:?}");

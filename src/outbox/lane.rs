@@ -8,6 +8,7 @@ use super::disk::Disk;
 use super::failing::Failing;
 use super::format::{self, HEADER_BYTES_MAX, PAGE_BYTES, Place, RecordArea, SEGMENT_RECORDS_MAX, record_bytes};
 use super::log::{Leave, Log};
+use super::mutants::mutant;
 use super::read::Cursor;
 use super::segments::{Segment, batch_bytes_max, segment_name};
 use super::{Draft, Event, PushError};
@@ -59,7 +60,8 @@ impl<D: Disk> Io<D> {
     /// `fdatasync`, counted.
     pub fn sync(&mut self, name: &str) -> io::Result<()> {
         self.syncs += 1;
-        self.disk.sync(name)
+        let result = if mutant!(SyncLeftOut) { Ok(()) } else { self.disk.sync(name) };
+        if mutant!(SyncErrorIgnored) { Ok(()) } else { result }
     }
 
     /// `fsync` of the folder, counted.
@@ -286,7 +288,7 @@ impl Lane {
                     self.reserve(io, self.logs.len() - 1, Reach::Spare);
                 }
                 Err(error) => {
-                    self.failed = Some(error);
+                    self.failed = if mutant!(FailureForgotten) { None } else { Some(error) };
                     if error == PushError::Full && self.log().leave == Leave::Durable {
                         self.log_mut().burn();
                     } else {
@@ -401,7 +403,7 @@ impl Lane {
             return Err(error);
         }
         segment.lap = used.lap;
-        used.page = place.page + header.pages();
+        used.page = place.page + header.pages() - u32::from(mutant!(DurablePageWrittenAgain));
         used.records += header.count;
         used.batches += 1;
         used.end = used.end.max(header.next());

@@ -3,6 +3,7 @@
 
 use super::Draft;
 use super::format::{Header, RUNS_MAX, Run, SEGMENT_RECORDS_MAX};
+use super::mutants::mutant;
 use super::recent::Recent;
 use super::runs::Runs;
 use crate::record::{Epoch, LaneName, Offer, Why};
@@ -116,7 +117,7 @@ impl Log {
     pub fn may_leave(&self) -> u64 {
         match self.leave {
             Leave::AtOnce => self.next - 1,
-            Leave::Durable | Leave::Reserved => self.ready().min(self.reserved[0]),
+            Leave::Durable | Leave::Reserved => self.ready().min(self.reserved[usize::from(mutant!(OneReservation))]),
         }
     }
 

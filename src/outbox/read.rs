@@ -7,6 +7,7 @@ use super::Draft;
 use super::disk::Disk;
 use super::format::{self, Header, PAGE_BYTES, Page, Place, Slot};
 use super::lane::{Io, Lane};
+use super::mutants::mutant;
 use super::segments::{Segment, Use, segment_name};
 use crate::record::{Gap, Item, Record, Why};
 
@@ -63,7 +64,12 @@ impl Lane {
                 steps += 1;
                 continue;
             }
-            let Some(draft) = self.record_at(io, log, at) else { continue };
+            let Some(draft) = self.record_at(io, log, at) else {
+                if mutant!(ReaderStandsAtDamage) {
+                    break;
+                }
+                continue;
+            };
             if records == records_max || (records > 0 && bytes + draft.wire_bytes() > bytes_max) {
                 break;
             }
@@ -116,7 +122,7 @@ impl Lane {
     fn lose(&mut self, log: usize, from: u64, to: u64, why: Why) {
         let lost = self.logs[log].runs.fill(from, to, why);
         match why {
-            Why::Corrupt => self.counters.corrupt += lost,
+            Why::Corrupt => self.counters.corrupt += if mutant!(LossNotCounted) { 0 } else { lost },
             Why::Torn | Why::Unknown => self.counters.torn += lost,
             Why::Overflow | Why::Expired | Why::Rejected | Why::Settled => {}
         }
@@ -153,7 +159,8 @@ impl Lane {
             if header.first > position {
                 // Everything before it that is not there was synced before it was written: `durable` says so.
                 let why = if header.durable + 1 >= header.first { Why::Corrupt } else { Why::Unknown };
-                self.lose(log, position, header.first - 1, why);
+                let end = if mutant!(DamageLosesTheSegment) { used.end } else { header.first };
+                self.lose(log, position, end - 1, why);
                 return false;
             }
             if header.next() > position {

@@ -8,6 +8,7 @@ use super::disk::Disk;
 use super::format::{self, Header, PAGE_BYTES, Page, Place, SEGMENT_BYTES_MAX, Slot};
 use super::lane::{Io, Lane, Purpose, Reach};
 use super::log::{Leave, Log, RESERVE_STEP};
+use super::mutants::mutant;
 use super::runs::Runs;
 use super::segments::{Segment, Use, make_segment, segment_name};
 use crate::record::Why;
@@ -131,7 +132,7 @@ impl Lane {
             self.take(index, self.logs.len() - 1);
             self.segments[index].used.as_mut().expect("just taken").page = 1;
         }
-        if !(doubt || taken.is_some()) || self.write_repair(io) {
+        if !(doubt || taken.is_some()) || mutant!(DamageGoesFirst) || self.write_repair(io) {
             self.remake(io, &suspects, notes);
             if (leftovers || doubt || taken.is_some())
                 && let Err(error) = self.scrub(io, taken.is_some())
@@ -226,7 +227,9 @@ impl Lane {
         let Some(&(newest, first, _)) = own.last() else { return Repairs::default() };
         let segment = self.segments[*newest].clone();
         // After SIGKILL the page cache may hold what flash does not.
-        if let Err(error) = io.sync(&segment_name(&self.name, segment.number)) {
+        if !mutant!(NotSyncedAtOpen)
+            && let Err(error) = io.sync(&segment_name(&self.name, segment.number))
+        {
             notes.push(format!("lane {}: sync failed: {error}", self.name));
         }
         let walk = self.walk(io, &segment, first);
@@ -234,8 +237,8 @@ impl Lane {
         let firsts = own[..own.len() - 1].iter().map(|(_, header, _)| header);
         let headers: Vec<&Header> = firsts.chain(&walk.headers).collect();
         let highest = |field: fn(&Header) -> u64| headers.iter().map(|header| field(header)).max().unwrap_or(0);
-        let acked = highest(|header| header.acked);
-        let floor = top.floor.max(acked);
+        let acked = if mutant!(AcksForgotten) { 0 } else { highest(|header| header.acked) };
+        let floor = if mutant!(FloorForgotten) { acked } else { top.floor.max(acked) };
         let last = highest(|header| header.next() - 1).max(floor);
         let mut log = Log::new(top.origin, top.epoch, if newest_log { self.leave() } else { Leave::Durable });
         log.base = top.base.min(acked);
@@ -247,7 +250,7 @@ impl Lane {
         log.durable_acked = acked;
         log.durable_floor = floor;
         log.covered_before = walk.headers.iter().rev().nth(1).map_or(0, |before| before.acked.max(before.floor));
-        log.runs = Runs::from_header(&top.runs);
+        log.runs = if mutant!(RunsForgotten) { Runs::default() } else { Runs::from_header(&top.runs) };
         log.runs.trim(acked);
         // A crash may have left this epoch on one page only: then nothing of it has left, nor may it yet.
         let own_epoch = headers.iter().filter(|header| header.epoch == top.epoch);
@@ -268,7 +271,7 @@ impl Lane {
             }
         }
         let suspects = self.place(own, &walk, &log);
-        let doubt = walk.tail_bad || unknown > 0 || !suspects.is_empty();
+        let doubt = walk.tail_bad && !mutant!(TailTrusted) || unknown > 0 || !suspects.is_empty();
         if doubt || top.eager {
             let steps = unknown + u64::from(doubt);
             let next = log.reserved[1].max(last) + steps * RESERVE_STEP + 1;
@@ -304,7 +307,7 @@ impl Lane {
             while let Some(run) = log.runs.at(end - 1) {
                 end = run.from;
             }
-            if *first_page_bad && !newest && end <= log.covered() + 1 {
+            if *first_page_bad && !mutant!(SuspectsIgnored) && !newest && end <= log.covered() + 1 {
                 suspects.push(self.segments[*index].number);
                 continue;
             }
@@ -327,7 +330,11 @@ impl Lane {
             let header = Header::decode(&bytes[..format::PAYLOAD_BYTES], place).filter(|h| h.lane == self.name);
             let next = headers.last().map_or(first.first, Header::next);
             match header {
-                Some(header) if header.lap == first.lap && header.origin == first.origin && header.first >= next => {
+                Some(header)
+                    if (header.lap == first.lap || mutant!(StaleLapRead))
+                        && header.origin == first.origin
+                        && header.first >= next =>
+                {
                     last_at = page;
                     page += header.pages();
                     end = page.min(segment.pages);
@@ -337,7 +344,12 @@ impl Lane {
                 }
                 // The spare page never holds records, and what its header says stands in an older one or can be found
                 // again: damage there leaves nothing in doubt.
-                None if kind == Page::Bad && page < segment.data_pages() => bad.push(page),
+                None if kind == Page::Bad && page < segment.data_pages() => {
+                    bad.push(page);
+                    if mutant!(WalkStopsAtDamage) {
+                        break;
+                    }
+                }
                 // A stale header, if only half of its page, is from before: its sector was not written since. A page of
                 // this very lap without a header is the inside of a batch whose first page was not written, or was
                 // written over since.
@@ -347,7 +359,7 @@ impl Lane {
         }
         let lost = headers.last().map_or(Vec::new(), |last| self.lost_in_batch(io, segment, last_at, last));
         let tail_bad = bad.contains(&end);
-        let leftovers = bad.iter().any(|page| *page > end);
+        let leftovers = bad.iter().any(|page| *page > end) && !mutant!(LeftoversKept);
         Walk { headers, page: end, records, tail_bad, leftovers, lost }
     }
 

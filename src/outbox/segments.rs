@@ -7,6 +7,7 @@ use super::disk::Disk;
 use super::format::{HEADER_BYTES_MAX, PAGE_BYTES, PAYLOAD_BYTES, SEGMENT_RECORDS_MAX};
 use super::lane::{Io, Lane, Purpose, Reach};
 use super::log::Log;
+use super::mutants::mutant;
 use crate::config;
 use crate::record::{LaneName, Why};
 
@@ -46,7 +47,7 @@ pub struct Use {
 impl Segment {
     /// Pages for batches with records; the last one is kept for the header that frees the next segment.
     pub fn data_pages(&self) -> u32 {
-        self.pages - 1
+        self.pages - u32::from(!mutant!(SpareTaken))
     }
 
     /// Its size.
@@ -113,7 +114,8 @@ impl Lane {
         };
         let unused = (0..self.segments.len()).filter(may_be_written).min_by_key(|index| self.segments[*index].lap);
         let oldest = || self.oldest().filter(|&index| !self.is_small(&self.segments[index]));
-        unused.or_else(|| oldest().filter(|&index| self.is_covered(index, Log::covered_durably)))
+        let by = if mutant!(ReusedBeforeDurable) { Log::covered } else { Log::covered_durably };
+        unused.or_else(|| oldest().filter(|&index| self.is_covered(index, by)))
     }
 
     /// Made under another configuration, it does not hold every batch.
@@ -249,6 +251,10 @@ impl Lane {
     fn drop_segment<D: Disk>(&mut self, io: &mut Io<D>, index: usize) -> Result<(), PushError> {
         let (Some(used), Some(owner)) = (self.segments[index].used, self.owner(index)) else { return Ok(()) };
         self.counters.overflowed += self.logs[owner].give_up(used.end - 1, Why::Overflow);
+        if mutant!(OverwrittenBeforeFloor) {
+            self.logs[owner].durable_floor = self.logs[owner].floor;
+            return Ok(());
+        }
         self.cover(io, owner)
     }
 
@@ -262,7 +268,7 @@ impl Lane {
 
     /// Takes a free segment for a log.
     pub(super) fn take(&mut self, segment: usize, log: usize) {
-        self.lap += 1;
+        self.lap += u32::from(!mutant!(LapKept) || self.lap == 0);
         self.last_taken = segment;
         let log = &self.logs[log];
         self.segments[segment].used = Some(Use {
@@ -332,5 +338,5 @@ pub fn make_segment<D: Disk>(io: &mut Io<D>, name: &str, bytes: u32) -> io::Resu
     }
     io.purposes.segments += u64::from(bytes);
     io.sync(name)?;
-    io.sync_dir()
+    if mutant!(FolderNotSynced) { Ok(()) } else { io.sync_dir() }
 }

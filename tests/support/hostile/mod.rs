@@ -14,7 +14,7 @@ use backhaul::outbox::{Config, LaneId, Outbox, Report, memory_bytes_max};
 use backhaul::record::{Body, Fetch, Item, Offer};
 use backhaul::time::Instant;
 
-use crate::patch_disk::PatchDisk;
+use super::patch_disk::PatchDisk;
 use images::{config, draft};
 
 const LANE: LaneId = LaneId(0);

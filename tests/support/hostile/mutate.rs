@@ -7,12 +7,28 @@ use backhaul::outbox::IDENTITY_FILE;
 use backhaul::outbox::format::{self, Header, PAGE_BYTES, PAYLOAD_BYTES, Place, RecordArea, Run, Slot};
 use backhaul::record::Why;
 
+use super::PatchDisk;
 use super::images::{SEGMENT_BYTES, draft};
-use crate::patch_disk::PatchDisk;
 
 /// Where a page's header keeps its integers: offset and width.
-const FIELDS: [(usize, usize); 13] =
-    [(6, 1), (8, 2), (12, 4), (16, 4), (20, 4), (24, 8), (32, 8), (40, 8), (48, 8), (56, 8), (64, 8), (72, 8), (80, 8)];
+const FIELDS: [(usize, usize); 14] = [
+    (6, 1),
+    (8, 2),
+    (12, 4),
+    (16, 4),
+    (20, 4),
+    (24, 8),
+    (32, 8),
+    (40, 8),
+    (48, 8),
+    (56, 8),
+    (64, 8),
+    (72, 8),
+    (80, 8),
+    (88, 4),
+];
+/// Bytes of a header before its lane.
+const FIXED_BYTES: usize = 92;
 /// Largest lap and position that a header may name.
 const LAP_MAX: u32 = u32::MAX / 2;
 const POSITION_MAX: u64 = (1 << 52) - 1;
@@ -149,7 +165,7 @@ fn odd(old: u64, u: &mut Unstructured) -> Result<u64> {
 fn seal(page: &mut [u8], place: Place) {
     let crc = crc32c::crc32c_append(0x6268_6f62, &place.segment.to_le_bytes());
     let place = crc32c::crc32c_append(crc, &place.page.to_le_bytes());
-    let end = 88 + usize::from(page[7]) + 17 * usize::from(u16::from_le_bytes([page[8], page[9]]));
+    let end = FIXED_BYTES + usize::from(page[7]) + 17 * usize::from(u16::from_le_bytes([page[8], page[9]]));
     if end + 4 <= PAYLOAD_BYTES && page[..4] == *b"BHOB" {
         let crc = crc32c::crc32c_append(place, &page[..end]);
         page[end..end + 4].copy_from_slice(&crc.to_le_bytes());
@@ -162,7 +178,7 @@ fn seal(page: &mut [u8], place: Place) {
 fn change_field(disk: &mut PatchDisk, at: &At, u: &mut Unstructured) -> Result<()> {
     let page = page_of(disk, at);
     let runs = usize::from(u16::from_le_bytes([page[8], page[9]]));
-    let run = 88 + usize::from(page[7]);
+    let run = FIXED_BYTES + usize::from(page[7]);
     let (offset, width) = if (1..200).contains(&runs) && u.ratio(1, 4)? {
         (run + u.choose_index(runs)? * 17 + *u.choose(&[0, 8, 16])?, 8)
     } else {
@@ -204,11 +220,12 @@ fn sane_header(old: Option<Header>, u: &mut Unstructured) -> Result<Header> {
         floor: 0,
         durable: 0,
         reserved: 65_536,
+        alive: 0,
         lane: config::Lane::default().name,
         runs: Vec::new(),
     });
     for _ in 0..u.int_in_range(1..=3)? {
-        match u.int_in_range(0..=9)? {
+        match u.int_in_range(0..=10)? {
             0 => header.eager = !header.eager,
             1 => header.lap = (odd(u64::from(header.lap), u)? as u32).min(LAP_MAX),
             2 => header.origin = odd(header.origin, u)?,
@@ -218,6 +235,7 @@ fn sane_header(old: Option<Header>, u: &mut Unstructured) -> Result<Header> {
             6 => header.floor = odd(header.floor, u)?,
             7 => header.durable = odd(header.durable, u)?,
             8 => header.reserved = odd(header.reserved, u)?,
+            9 => header.alive = odd(u64::from(header.alive), u)? as u32,
             _ => {
                 let whys = [Why::Overflow, Why::Corrupt, Why::Torn, Why::Unknown, Why::Settled, Why::Expired];
                 let from = odd(header.durable, u)?;
@@ -236,6 +254,7 @@ fn settle(header: &mut Header) {
     header.base = header.base.min(header.acked);
     header.first = header.durable + 1;
     header.reserved = header.reserved.clamp(header.next(), POSITION_MAX);
+    header.alive = header.alive.min(header.lap);
     header.runs.retain(|run| run.from <= run.to && run.to <= header.durable);
     header.runs.truncate(format::RUNS_MAX);
 }
