@@ -93,7 +93,8 @@ impl Lane {
                 own.iter().for_each(|(index, header, _)| self.segments[*index].lap = header.lap);
                 continue;
             }
-            let mut own_repairs = self.recover_log(io, &own, newest, if newest { unknown } else { 0 }, notes);
+            let all = newest.then_some(scanned.as_slice());
+            let mut own_repairs = self.recover_log(io, &own, all, if newest { unknown } else { 0 }, notes);
             if newest {
                 repairs.doubt = own_repairs.doubt;
                 repairs.leftovers = own_repairs.leftovers;
@@ -212,12 +213,12 @@ impl Lane {
         }
     }
 
-    /// One log from its segments, in the order of their laps.
+    /// One log from its segments, in the order of their laps; the newest log gets `all` segments of the lane.
     fn recover_log<D: Disk>(
         &mut self,
         io: &mut Io<D>,
         own: &[&(usize, Header, bool)],
-        newest_log: bool,
+        all: Option<&[(usize, Header, bool)]>,
         unknown: u64,
         notes: &mut Vec<String>,
     ) -> Repairs {
@@ -235,7 +236,7 @@ impl Lane {
         let acked = highest(|header| header.acked);
         let floor = top.floor.max(acked);
         let last = highest(|header| header.next() - 1).max(floor);
-        let mut log = Log::new(top.origin, top.epoch, if newest_log { self.leave() } else { Leave::Durable });
+        let mut log = Log::new(top.origin, top.epoch, all.map_or(Leave::Durable, |_| self.leave()));
         log.base = top.base.min(acked);
         log.acked = acked;
         log.floor = floor;
@@ -265,7 +266,13 @@ impl Lane {
                     log.runs.fill(*position, *position, if *damaged { Why::Unknown } else { Why::Torn });
             }
         }
-        let suspects = self.place(own, &walk, &log);
+        let mut suspects = self.place(own, &walk, &log);
+        if let Some(all) = all {
+            self.durable_alive = top.alive;
+            // What is left of a log that is done with does not say that nothing was written over it since.
+            let dead = all.iter().filter(|(_, header, bad)| *bad && header.origin != top.origin && header.lap < top.alive);
+            suspects.extend(dead.map(|(index, ..)| self.segments[*index].number));
+        }
         let doubt = walk.tail_bad || unknown > 0 || !suspects.is_empty();
         if doubt || top.eager {
             let steps = unknown + u64::from(doubt);
@@ -284,9 +291,6 @@ impl Lane {
         }
         log.sent_max = log.next - 1;
         log.check_invariants();
-        if newest_log {
-            self.durable_alive = top.alive;
-        }
         self.logs.insert(0, log);
         Repairs { doubt, suspects, leftovers: walk.leftovers, ..Repairs::default() }
     }
