@@ -2,6 +2,7 @@
 //! what the bytes mean is `format`'s, numbering is `log`'s, reading is `read`'s and starting is `recover`'s.
 
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 use std::io;
 
 use super::disk::Disk;
@@ -23,6 +24,7 @@ pub const ACK_LAG_BYTES_MAX: u64 = 1 << 20;
 pub const ACK_LAG_MS_MAX: u64 = 60_000;
 
 /// The disk with what all lanes share.
+#[derive(Clone)]
 pub struct Io<D> {
     /// The folder.
     pub disk: D,
@@ -76,6 +78,7 @@ pub enum Reach {
 }
 
 /// One lane.
+#[derive(Clone)]
 pub struct Lane {
     /// Its name.
     pub name: LaneName,
@@ -448,6 +451,12 @@ impl Lane {
         if self.logs[log].wants_reservation() {
             self.acks_since.get_or_insert_default();
         }
+    }
+
+    /// See [`super::Outbox::hash_state`].
+    pub(super) fn hash_state<H: Hasher>(&self, state: &mut H) {
+        (&self.segments, &self.logs, self.lap, &self.pending_drafts, self.degraded, &self.failed).hash(state);
+        (self.pending_since.is_some(), self.acks_since.is_some()).hash(state);
     }
 
     /// The lane's part of the status. Numbers are the newest epoch's; depth is the lane's.

@@ -11,7 +11,7 @@ pub const RESERVE_STEP: u64 = 65_536;
 const _: () = assert!(RESERVE_STEP >= 2 * SEGMENT_RECORDS_MAX as u64);
 
 /// One numbering of a lane.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Log {
     /// Names the log on flash.
     pub origin: u64,

@@ -11,6 +11,7 @@ mod runs;
 mod segments;
 pub mod sim_disk;
 
+use std::hash::Hasher;
 use std::time::Duration;
 
 use crate::config;
@@ -43,7 +44,7 @@ pub struct Config {
 pub struct LaneId(pub u16);
 
 /// A record as it is handed in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Draft {
     /// Unix ms, or null while no clock was ever known.
     pub at: Option<u64>,
@@ -74,7 +75,7 @@ impl Draft {
 }
 
 /// Why a record was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PushError {
     /// The lane is full and its overflow policy is `reject`.
     Full,
@@ -105,6 +106,7 @@ pub enum Timer {
 }
 
 /// The outbox.
+#[derive(Clone)]
 pub struct Outbox<D: Disk> {
     io: Io<D>,
     /// Configured lanes in the order of the configuration, then those that are only on flash.
@@ -347,9 +349,20 @@ impl<D: Disk> Outbox<D> {
         self.lanes.iter().map(Lane::ram_bytes).sum()
     }
 
+    /// What decides how it goes on, but for caches, counters and the random generator: for tests that tell states
+    /// apart. The disk is the caller's.
+    pub fn hash_state<H: Hasher>(&self, state: &mut H) {
+        self.lanes.iter().for_each(|lane| lane.hash_state(state));
+    }
+
     /// The disk, for tests and for the shell's own figures.
     pub fn disk_mut(&mut self) -> &mut D {
         &mut self.io.disk
+    }
+
+    /// The disk, to look at.
+    pub fn disk(&self) -> &D {
+        &self.io.disk
     }
 
     /// Gives the disk back: what a power cut leaves.
