@@ -129,7 +129,7 @@ impl Agent {
                     facts.give_back();
                 }
             }
-            Commit::Group => {}
+            Commit::Group | Commit::RamFirst => {}
         }
         taken
     }

@@ -94,11 +94,10 @@ impl Facts {
     /// A log was numbered anew: `first` of `old` became 1 of `new`.
     pub fn on_renumbered(&mut self, lane: &LaneName, old: Epoch, first: Seq, new: Epoch) {
         for fact in &mut self.puts {
-            if let Some((of, epoch, seq)) = fact.names.last()
-                && (of, *epoch) == (lane, old)
-                && *seq >= first
+            let renamed = fact.names.iter().find(|(of, epoch, seq)| (of, *epoch) == (lane, old) && *seq >= first);
+            if let Some(name) = renamed.map(|(_, _, seq)| (lane.clone(), new, seq + 1 - first))
+                && !fact.names.contains(&name)
             {
-                let name = (lane.clone(), new, seq + 1 - first);
                 fact.names.push(name);
             }
         }

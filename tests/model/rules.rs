@@ -17,7 +17,7 @@ fn outbox(pages: u32, lanes: Vec<config::Lane>) -> outbox::Config {
         headroom_bytes_min: 0,
         record_bytes_max: 1024,
         lanes,
-        device: String::new(),
+        device: "device 0".into(),
         machine: String::new(),
     }
 }

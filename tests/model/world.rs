@@ -8,6 +8,7 @@ use std::sync::Arc;
 use backhaul::config::Overflow;
 use backhaul::dialect;
 use backhaul::outbox::{self, LaneId, Outbox};
+use backhaul::record::Offer;
 
 use super::agent::Agent;
 use super::facts::Facts;
@@ -487,9 +488,24 @@ impl World {
         let Some(disk) = self.disk.take() else { return };
         let seed = disk.seed(self.facts.epochs_sent());
         let mut config = self.rules.outbox.clone();
-        config.device = format!("device {}", self.device);
+        if self.device > 0 {
+            config.device = format!("device {}", self.device);
+        }
+        // The numbering as it was: a copied disk begins a new one.
+        let before = (self.device > 0).then(|| {
+            let mut copy = disk.clone();
+            copy.trouble = None;
+            Outbox::open(copy, &self.rules.outbox, seed).0.offers()
+        });
         let (outbox, _) = Outbox::open(disk, &config, seed);
+        self.rename(&before.unwrap_or_default(), &outbox.offers());
         self.agent = Some(Agent::new(outbox, Arc::clone(&self.rules.dialect), self.rules.batch_records_max));
+    }
+
+    fn rename(&mut self, before: &[Offer], after: &[Offer]) {
+        for (old, new) in before.iter().zip(after).filter(|(old, new)| old.lane == new.lane && old.epoch != new.epoch) {
+            self.facts.on_renumbered(&old.lane, old.epoch, old.first, new.epoch);
+        }
     }
 
     fn hang_up(&mut self) {
