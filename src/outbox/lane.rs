@@ -392,7 +392,8 @@ impl Lane {
         used.batches += 1;
         used.end = used.end.max(header.next());
         self.logs[log].on_synced(&header, replaced);
-        if self.logs.iter().all(|log| log.acks_lag() == 0) {
+        // What wants a reservation waits for the same deadline: a log whose storage failed at the start, say.
+        if self.logs.iter().all(|log| log.acks_lag() == 0 && !log.wants_reservation()) {
             self.acks_since = None;
         }
         self.shed(io);

@@ -96,7 +96,7 @@ impl Agent {
             let items = self.outbox.fetch(&fetch);
             self.for_uplink.items.push((fetch, items));
         }
-        self.publish();
+        self.publish(facts);
         taken
     }
 
@@ -126,7 +126,7 @@ impl Agent {
                 let result = self.outbox.commit(lane);
                 self.tell(facts);
                 if result.is_err() {
-                    facts.give_back();
+                    facts.degrade();
                 }
             }
             Commit::Group | Commit::RamFirst => {}
@@ -139,7 +139,7 @@ impl Agent {
         if let Some((at, _)) = self.outbox.poll_timeout() {
             self.outbox.handle_timeout(at);
             self.tell(facts);
-            self.publish();
+            self.publish(facts);
         }
     }
 
@@ -150,7 +150,12 @@ impl Agent {
         });
     }
 
-    fn publish(&mut self) {
+    fn publish(&mut self, facts: &mut Facts) {
+        while let Some(event) = self.outbox.poll_event() {
+            if event.kind == "storage_degraded" {
+                facts.degrade();
+            }
+        }
         let offers = self.outbox.offers();
         self.for_uplink.offers_changed |= offers != self.for_uplink.offers;
         self.for_uplink.offers = offers;

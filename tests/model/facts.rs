@@ -33,6 +33,9 @@ pub struct Fact {
     committed: bool,
     /// This life of the agent took it, and its producer waits.
     waits: bool,
+    /// Storage failed under it: its producer heard `degraded`. It may be stored twice, once from the page whose sync
+    /// failed and which a later start finds intact.
+    degraded: bool,
     /// The server lost it, or the disk with it was replaced: not the agent's doing.
     excused: bool,
 }
@@ -61,7 +64,7 @@ impl Facts {
 
     /// Taken by the outbox under this name.
     pub fn put(&mut self, name: Name) {
-        self.puts.push(Fact { names: vec![name], committed: false, waits: true, excused: false });
+        self.puts.push(Fact { names: vec![name], committed: false, waits: true, degraded: false, excused: false });
         if let Some(put) = &mut self.restored {
             *put = true;
         }
@@ -77,8 +80,10 @@ impl Facts {
     }
 
     /// The producers hear an error: nothing was promised.
-    pub fn give_back(&mut self) {
-        self.puts.iter_mut().for_each(|fact| fact.waits = false);
+    pub fn degrade(&mut self) {
+        for fact in self.puts.iter_mut().filter(|fact| fact.waits) {
+            (fact.waits, fact.degraded) = (false, true);
+        }
     }
 
     /// The agent is gone: what was not promised has no claim on its name.
@@ -173,7 +178,7 @@ impl Facts {
             if *id >= self.count() {
                 return Err(format!("stored but never put: r{id}"));
             }
-            if seen >> id & 1 == 1 && !self.copies_allowed {
+            if seen >> id & 1 == 1 && !self.copies_allowed && !self.puts[usize::from(*id)].degraded {
                 return Err(format!("stored twice: r{id}"));
             }
             seen |= 1 << id;

@@ -135,17 +135,24 @@ impl Search {
     fn come_to_an_end(&mut self, world: &World) -> Result<(), String> {
         let mut open = vec![world.calm()];
         while let Some(mut world) = open.pop() {
-            let mut steps = 0;
-            while self.calm.insert(world.key()) {
+            let mut run = Vec::new();
+            loop {
+                let key = world.key();
+                if !self.calm.insert(key) {
+                    if run.contains(&key) {
+                        return Err(format!("wedged: round and round, {} steps: {}", run.len(), world.describe()));
+                    }
+                    break;
+                }
+                run.push(key);
                 let Some(act) = world.calm_act() else {
                     world.check_end()?;
                     open.extend(world.probe()?);
                     break;
                 };
-                steps += 1;
                 self.calm_steps += 1;
-                if steps > CALM_STEPS_MAX {
-                    return Err(format!("wedged: no end after {steps} steps: {}", world.describe()));
+                if run.len() > CALM_STEPS_MAX {
+                    return Err(format!("wedged: no end after {CALM_STEPS_MAX} steps: {}", world.describe()));
                 }
                 let next = world.apply(act.into()).unwrap_or_else(|| Err("a calm step leads nowhere".into()));
                 world = next.map_err(|what| format!("{what}, with nothing going wrong any more, in {act:?}"))?;
@@ -165,13 +172,19 @@ pub fn replay(rules: &Arc<Rules>, trace: &[Step], say: &mut impl FnMut(String)) 
     }
     world = world.calm();
     say("nothing goes wrong any more".into());
-    for _ in 0..CALM_STEPS_MAX {
+    let mut run = Vec::new();
+    while run.len() < CALM_STEPS_MAX {
         let Some(act) = world.calm_act() else {
             world.check_end()?;
             world.probe()?;
             return Ok(());
         };
         world = world.apply(act.into()).unwrap_or_else(|| Err("leads nowhere".into()))?;
+        let key = world.key();
+        if run.contains(&key) {
+            return Err(format!("wedged: round and round: {}", world.describe()));
+        }
+        run.push(key);
         say(format!("{act:?}\n                     {}", world.describe()));
     }
     Err("wedged: it never ends".into())

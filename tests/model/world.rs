@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use backhaul::config::Overflow;
 use backhaul::dialect;
-use backhaul::outbox::{self, LaneId, Outbox};
+use backhaul::outbox::disk::Disk;
+use backhaul::outbox::{self, IDENTITY_FILE, LaneId, Outbox};
 use backhaul::record::Offer;
 
 use super::agent::Agent;
@@ -494,7 +495,8 @@ impl World {
         // The numbering as it was: a copied disk begins a new one.
         let before = (self.device > 0).then(|| {
             let mut copy = disk.clone();
-            copy.trouble = None;
+            (copy.trouble, copy.broken) = (None, false);
+            let _ = copy.remove(IDENTITY_FILE);
             Outbox::open(copy, &self.rules.outbox, seed).0.offers()
         });
         let (outbox, _) = Outbox::open(disk, &config, seed);
@@ -606,7 +608,7 @@ impl World {
         if self.server.durable < self.server.log.len() {
             return Some(Act::Syncs);
         }
-        (!agent.is_drained() && agent.outbox.poll_timeout().is_some()).then_some(Act::Deadline)
+        agent.outbox.poll_timeout().is_some().then_some(Act::Deadline)
     }
 
     /// What holds when all is done: each promise kept once, and the lane takes more.
