@@ -429,9 +429,11 @@ impl Lane {
         io.last_error = error.to_string();
     }
 
-    /// A log goes; its segments are free.
+    /// A log goes; its segments are free. The newest one is to be taken last: where a start still finds the log, that
+    /// one says how far it was acked and sent; of an older one alone the server would seem to know too much (rule 7).
     pub(super) fn close(&mut self, log: usize) {
         let origin = self.logs.remove(log).origin;
+        self.segments.sort_by_key(|segment| segment.used.map_or(0, |used| used.lap));
         self.segments.iter_mut().filter(|s| s.used.is_some_and(|u| u.origin == origin)).for_each(|s| s.used = None);
         self.cursor.forget();
     }

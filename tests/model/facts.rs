@@ -217,7 +217,9 @@ impl Facts {
             match counted {
                 Some(("overflow", count, numbers)) if count == numbers && overflow_allowed => {}
                 Some(("settled", 0, _)) if self.server_lost => {}
-                Some(_) | None => return Err(format!("committed, not stored, not reported: r{index} {fact:?} {gap:?}")),
+                Some(_) | None => {
+                    return Err(format!("committed, not stored, not reported: r{index} {fact:?} {gap:?}"));
+                }
             }
         }
         Ok(())

@@ -155,7 +155,8 @@ impl Flash {
             (false, false) => '#',
             (false, true) => '?',
         };
-        let file = |(name, file): (&Arc<str>, &File)| format!("{name}[{}]", file.pages.iter().map(page).collect::<String>());
+        let file =
+            |(name, file): (&Arc<str>, &File)| format!("{name}[{}]", file.pages.iter().map(page).collect::<String>());
         self.files.iter().map(file).collect::<Vec<_>>().join(" ")
     }
 }

@@ -7,7 +7,7 @@ use backhaul::dialect;
 use backhaul::outbox;
 use backhaul::record::LaneName;
 
-use super::world::{Act, Budget, Rules};
+use super::world::{Act, Broken, Budget, Rules};
 
 const PAGE_BYTES: u32 = 4096;
 
@@ -44,17 +44,14 @@ fn base(name: &'static str, pages: u32, overflow: Overflow) -> Rules {
         threads: false,
         server_syncs: true,
         budget: Budget::default(),
+        broken: None,
         prelude: &[Act::Start],
     }
 }
 
 /// A backlog that fills the lane, nothing of it sent.
-const FULL: &[Act] = &[
-    Act::Start,
-    Act::Put { lane: 0, count: 1 },
-    Act::Put { lane: 0, count: 1 },
-    Act::Put { lane: 0, count: 1 },
-];
+const FULL: &[Act] =
+    &[Act::Start, Act::Put { lane: 0, count: 1 }, Act::Put { lane: 0, count: 1 }, Act::Put { lane: 0, count: 1 }];
 
 /// Power cuts at every call while a lane is young.
 pub fn young() -> Rules {
@@ -86,6 +83,48 @@ pub fn group() -> Rules {
     let mut rules = base("group", 3, Overflow::DropOldest);
     rules.outbox.lanes[0].commit = Commit::Group;
     Rules { budget, puts_max: 5, ..rules }
+}
+
+/// Records that leave before they are on flash.
+pub fn ram_first() -> Rules {
+    let budget = Budget { power_cuts: 1, kills: 1, resets: 1, ..Budget::default() };
+    let mut rules = base("ram_first", 3, Overflow::DropOldest);
+    rules.outbox.lanes[0].commit = Commit::RamFirst;
+    Rules { budget, puts_max: 5, ..rules }
+}
+
+/// The same on a full lane, and a server that forgets.
+pub fn ram_first_full() -> Rules {
+    let budget = Budget { power_cuts: 1, server_restores: 1, resets: 1, ..Budget::default() };
+    let mut rules = base("ram_first_full", 2, Overflow::Reject);
+    rules.outbox.lanes[0].commit = Commit::RamFirst;
+    Rules { budget, puts_max: 5, ..rules }
+}
+
+/// Records that leave before they are on flash, and storage that fails.
+pub fn ram_first_storage() -> Rules {
+    let budget = Budget { failures: 1, breakdowns: 1, power_cuts: 1, ..Budget::default() };
+    let mut rules = base("ram_first_storage", 2, Overflow::DropOldest);
+    rules.outbox.lanes[0].commit = Commit::RamFirst;
+    Rules { budget, ..rules }
+}
+
+/// Storage that fails, a server that refuses, and a link that breaks: epochs in RAM beside those on flash.
+pub fn storage_refusals() -> Rules {
+    let budget = Budget { breakdowns: 1, refusals: 1, resets: 1, kills: 1, ..Budget::default() };
+    Rules { budget, group_max: 1, ..base("storage_refusals", 2, Overflow::DropOldest) }
+}
+
+/// Storage that fails under a restored image.
+pub fn storage_image() -> Rules {
+    let budget = Budget { images: 1, kills: 1, breakdowns: 1, failures: 1, ..Budget::default() };
+    Rules { budget, puts_max: 3, group_max: 1, ..base("storage_image", 2, Overflow::DropOldest) }
+}
+
+/// Storage that fails while outbox and uplink take turns in every order.
+pub fn storage_threads() -> Rules {
+    let budget = Budget { breakdowns: 1, resets: 1, ..Budget::default() };
+    Rules { budget, threads: true, puts_max: 3, group_max: 1, ..base("storage_threads", 2, Overflow::Reject) }
 }
 
 /// A server that refuses, and that may lose what it has not synced.
@@ -151,24 +190,15 @@ pub fn threads_foreign() -> Rules {
     Rules { budget, threads: true, group_max: 1, ..base("threads_foreign", 2, Overflow::DropOldest) }
 }
 
-/// All of them, each with the states that a short run visits.
-pub fn all() -> Vec<(Rules, usize)> {
-    let rules = [
-        young(),
-        drop_oldest(),
-        roomy(),
-        reject(),
-        group(),
-        refusals(),
-        server_restored(),
-        image_restored(),
-        image_restored_full(),
-        copied(),
-        two_lanes(),
-        storage(),
-        storage_full(),
-        threads(),
-        threads_foreign(),
-    ];
-    rules.into_iter().map(|rules| (rules, 60_000)).collect()
+/// A server that breaks the protocol.
+pub fn broken(broken: Broken) -> Rules {
+    let budget = Budget { resets: 1, server_crashes: 1, refusals: 1, ..Budget::default() };
+    let rules = base("broken", 2, Overflow::DropOldest);
+    Rules { budget, server_syncs: false, puts_max: 2, group_max: 1, broken: Some(broken), ..rules }
+}
+
+/// Storage that fails, an agent that is killed and starts from what only the page cache has, and then no power.
+pub fn storage_lies() -> Rules {
+    let budget = Budget { failures: 1, kills: 1, power_cuts: 1, ..Budget::default() };
+    Rules { budget, puts_max: 3, group_max: 1, ..base("storage_lies", 2, Overflow::DropOldest) }
 }

@@ -68,7 +68,9 @@ impl Conn {
     }
 
     fn say(&mut self, message: &ServerMessage) {
-        if self.agent && let Frame::Binary(bytes) = codec::encode(message, Encoding::Postcard) {
+        if self.agent
+            && let Frame::Binary(bytes) = codec::encode(message, Encoding::Postcard)
+        {
             self.down.push_back(bytes);
         }
     }

@@ -54,8 +54,21 @@ pub struct Rules {
     /// The server syncs what it takes at once; else that is a step of its own.
     pub server_syncs: bool,
     pub budget: Budget,
+    /// A sentence of the protocol that the server breaks: the search must notice.
+    pub broken: Option<Broken>,
     /// Taken before the search begins, with nothing going wrong.
     pub prelude: &'static [Act],
+}
+
+/// What a server must not do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broken {
+    /// Rule 4: it acks what it has not synced.
+    AcksUnsynced,
+    /// Rule 2: an older connection goes on beside the new one.
+    WithoutFence,
+    /// A refusal is not stored: a crash forgets it although it was acked.
+    ForgetsRefusals,
 }
 
 /// What someone does.
@@ -318,8 +331,8 @@ impl World {
     fn mishaps(&self, act: Act) -> Vec<Kind> {
         let mut kinds = Vec::new();
         // A restored image that put and restarts before its first `welcome` cannot know what it is.
-        let residue = self.facts.restored == Some(true)
-            || self.facts.restored.is_some() && matches!(act, Act::Put { .. });
+        let residue =
+            self.facts.restored == Some(true) || self.facts.restored.is_some() && matches!(act, Act::Put { .. });
         if !residue {
             if self.budget.kills > 0 {
                 kinds.push(Kind::Cut(Fate::Kept));
@@ -560,17 +573,27 @@ impl World {
     fn server_takes(&mut self, old: bool, refuse: bool) -> Result<(), String> {
         let (conn, other) = if old { (&mut self.old, &mut self.live) } else { (&mut self.live, &mut self.old) };
         if let Some(conn) = conn {
-            self.server.receive(conn, other.as_mut(), refuse)?;
+            let other = other.as_mut().filter(|_| self.rules.broken != Some(Broken::WithoutFence));
+            self.server.receive(conn, other, refuse)?;
         }
         if self.rules.server_syncs {
             self.server.sync([self.old.as_mut(), self.live.as_mut()]);
+        } else if self.rules.broken == Some(Broken::AcksUnsynced) {
+            let durable = self.server.durable;
+            self.server.sync([self.old.as_mut(), self.live.as_mut()]);
+            self.server.durable = durable;
         }
         self.tidy();
         Ok(())
     }
 
     fn server_loses(&mut self, len: usize) {
-        let lost = self.server.truncate(len);
+        let mut lost = self.server.truncate(len);
+        if self.rules.broken == Some(Broken::ForgetsRefusals) {
+            self.server.log.retain(|entry| !matches!(entry, Entry::Refused { .. }));
+            self.server.durable = self.server.log.len();
+            lost.retain(|entry| !matches!(entry, Entry::Refused { .. }));
+        }
         self.facts.on_server_lost(&lost);
         for conn in [&mut self.old, &mut self.live].into_iter().flatten() {
             conn.close();
