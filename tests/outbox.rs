@@ -585,7 +585,7 @@ fn what_could_not_be_reserved_at_the_start_is_when_storage_is_back() {
 #[test]
 fn a_closed_log_that_is_found_again_knows_what_it_sent() {
     let small = Config { segment_bytes: 8192, ..config(1, Overflow::DropOldest) };
-    for puts in 1..5 {
+    for (puts, calls) in (1..5).flat_map(|puts| (1..10).map(move |calls| (puts, calls))) {
         let (mut outbox, _) = Outbox::open(SimDisk::default(), &small, 1);
         for n in 0..puts {
             outbox.push(LANE, draft(format!("{n}")), Instant::default()).expect("room");
@@ -598,16 +598,15 @@ fn a_closed_log_that_is_found_again_knows_what_it_sent() {
         assert_eq!(outbox.commit(LANE), Err(PushError::Degraded));
         let acked = old.next - 1;
         outbox.acked(&old.lane, old.epoch, acked, Instant::default());
-        outbox.disk_mut().read_only = false;
-        for _ in 0..20 {
-            let Some((at, _)) = outbox.poll_timeout() else { break };
-            outbox.handle_timeout(at);
-        }
+        let (at, _) = outbox.poll_timeout().expect("storage is tried again");
+        let disk = outbox.disk_mut();
+        (disk.read_only, disk.cut_after) = (false, Some(disk.calls + calls));
+        outbox.handle_timeout(at);
         let mut disk = outbox.into_disk();
         disk.kill();
         let (outbox, _) = Outbox::open(disk, &small, 2);
         for offer in outbox.offers().iter().filter(|offer| offer.epoch == old.epoch) {
-            assert!(acked <= offer.sent_max, "{puts} puts, acked up to {acked}: {offer:?}");
+            assert!(acked <= offer.sent_max, "{puts} puts, acked up to {acked}, killed at call {calls}: {offer:?}");
         }
     }
 }
