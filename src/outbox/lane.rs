@@ -433,7 +433,8 @@ impl Lane {
     /// one says how far it was acked and sent; of an older one alone the server would seem to know too much (rule 7).
     pub(super) fn close(&mut self, log: usize) {
         let origin = self.logs.remove(log).origin;
-        self.segments.sort_by_key(|segment| segment.used.map_or(0, |used| used.lap));
+        let written = |segment: &Segment| segment.used.filter(|used| used.page > 0);
+        self.segments.sort_by_key(|segment| written(segment).map_or(0, |used| used.lap));
         self.segments.iter_mut().filter(|s| s.used.is_some_and(|u| u.origin == origin)).for_each(|s| s.used = None);
         self.cursor.forget();
     }
