@@ -94,7 +94,7 @@ impl Place {
 }
 
 /// Positions that will never come, and why.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Run {
     /// First position.
     pub from: u64,
@@ -341,7 +341,7 @@ fn record_crc(prefix: u32, position: u64, bytes: &[u8]) -> u32 {
 }
 
 /// Records on their way to flash: framed and encoded once, checksummed when their place is known.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct RecordArea {
     bytes: Vec<u8>,
     /// Where each record's encoded bytes lie; its CRC stands in the four bytes before.

@@ -57,12 +57,16 @@ impl Lane {
         let mut scanned: Vec<(usize, Header, bool)> = Vec::new();
         let mut repairs = Repairs::default();
         let mut unknown = 0;
+        let mut empty = Vec::new();
         for &(number, bytes) in files {
             // Longer than any segment is hostile: what lies behind is left alone.
             let pages = (bytes.min(u64::from(SEGMENT_BYTES_MAX)) / PAGE_BYTES as u64) as u32;
             let mut segment = Segment { number, pages, used: None, lap: 0 };
             match self.scan(io, &segment) {
-                Scan::Empty => {}
+                Scan::Empty => {
+                    empty.push(segment);
+                    continue;
+                }
                 Scan::Remake { unknown: lost } => {
                     unknown += u64::from(lost);
                     if lost {
@@ -75,6 +79,12 @@ impl Lane {
                 Scan::Batches { first, first_page_bad } => scanned.push((self.segments.len(), first, first_page_bad)),
             }
             self.segments.push(segment);
+        }
+        // Killed between making a file and syncing the folder: a later power cut takes the file, whatever was synced
+        // in it. Only what the folder durably knows may be written.
+        match if empty.is_empty() { Ok(()) } else { io.sync_dir() } {
+            Ok(()) => self.segments.append(&mut empty),
+            Err(error) => notes.push(format!("lane {}: the folder cannot be synced: {error}", self.name)),
         }
         scanned.sort_by_key(|(_, header, _)| header.lap);
         self.lap = scanned.last().map_or(0, |(_, header, _)| header.lap);

@@ -11,7 +11,7 @@ use crate::config;
 use crate::record::{LaneName, Why};
 
 /// One segment file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Segment {
     /// Its number; stands in its name and in every checksum.
     pub number: u32,
@@ -25,7 +25,7 @@ pub struct Segment {
 }
 
 /// What lies in a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Use {
     /// Whose log.
     pub origin: u64,
