@@ -142,7 +142,8 @@ impl Phase {
         }
     }
 
-    fn all_moments(&self) -> bool {
+    /// Strings are drawn: all their moments count, and there is no end to them.
+    pub fn is_drawn(&self) -> bool {
         matches!(self.strings, Strings::Drawn(_))
     }
 }
@@ -176,7 +177,7 @@ impl Campaign {
                 scope.spawn(|| {
                     while !self.is_over() {
                         let unit = next.fetch_add(1, Ordering::Relaxed);
-                        let sated = phase.all_moments() && self.counts.distinct.load(Ordering::Relaxed) >= self.enough;
+                        let sated = phase.is_drawn() && self.counts.distinct.load(Ordering::Relaxed) >= self.enough;
                         if unit >= units.end || sated {
                             break;
                         }
@@ -193,7 +194,7 @@ impl Campaign {
     /// One string: all moments, all outcomes.
     fn string(&self, phase: &Phase, start: &Start, string: &[Op]) {
         let mut moments = Vec::new();
-        let run = caught(|| moments = moments_of(start, string, phase.all_moments(), self.lying_disk));
+        let run = caught(|| moments = moments_of(start, string, phase.is_drawn(), self.lying_disk));
         if let Err(panic) = run {
             return self.fail(&place(start, string), &panic);
         }
