@@ -138,6 +138,8 @@ fn run(campaign: &Campaign, phase: &Phase, resume: &mut Resume) {
 const MENDED: &[&str] = &[
     // A segment made before a SIGKILL, unknown to the folder on flash, took a batch that was then called committed.
     "smaller-segments/sc/0/kill",
+    // A segment cut while it was filled, short and with garbage in it, was made anew as short as it was.
+    "fresh//0/nznnoooooooooooooooooooooooooooooo/0/gnnnnnnzobononoonnnnoonnoononno",
 ];
 
 #[test]
