@@ -211,7 +211,10 @@ impl Campaign {
         let mut rng = fastrand::Rng::with_seed(model ^ index as u64);
         if self.seen.insert(model ^ index as u64 ^ !RECOVERED) {
             self.counts.kills.fetch_add(1, Ordering::Relaxed);
-            if !self.ask(moment.disk.clone(), &moment.model, start, || format!("{}/kill", here())) {
+            let mut disk = moment.disk.clone();
+            disk.kill();
+            disk.kill();
+            if !self.ask(disk, &moment.model, start, || format!("{}/kill", here())) {
                 return false;
             }
         }
@@ -332,6 +335,7 @@ pub fn replay(starts: &[Start], place: &str) {
     let moment = &moments[index.parse::<usize>().expect("the number of a moment")];
     eprintln!("truth: {:#?}", moment.model);
     let mut disk = moment.disk.clone();
+    disk.kill();
     if parts.get(3) != Some(&"kill") {
         disk = cut(disk, parts.get(3).expect("fates"));
         if let (Some(index), Some(fates)) = (parts.get(4), parts.get(5)) {
