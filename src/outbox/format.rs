@@ -288,7 +288,7 @@ pub fn page(bytes: &[u8], place: Place) -> Page {
     if crc32c::crc32c_append(crc32c::crc32c_append(place.crc(), payload), lap).to_le_bytes() == crc {
         return Page::Written { lap: u32::from_le_bytes(lap.try_into().expect("4 bytes")) };
     }
-    if bytes.iter().all(|&b| b == 0) { Page::Zero } else { Page::Bad }
+    if bytes == [0; PAGE_BYTES] { Page::Zero } else { Page::Bad }
 }
 
 /// A record's fields on flash.

@@ -127,6 +127,11 @@ impl Lane {
     fn prepare<D: Disk>(&mut self, io: &mut Io<D>, repairs: Repairs, notes: &mut Vec<String>) {
         let Repairs { doubt, mut suspects, mut remake, leftovers } = repairs;
         if self.logs.is_empty() {
+            // Damaged while it was filled it may be short, too: made anew, it is as long as any.
+            let pages = self.segment_bytes / PAGE_BYTES as u32;
+            for segment in self.segments.iter_mut().filter(|segment| suspects.contains(&segment.number)) {
+                segment.pages = segment.pages.max(pages);
+            }
             remake.append(&mut suspects);
         }
         self.remake(io, &remake, notes);
