@@ -143,8 +143,9 @@ impl Lane {
         self.cursor = Cursor { lap: used.lap, oldest_at: self.cursor.oldest_at, ..Cursor::default() };
         let written = if used.page == 0 { segment.pages } else { used.page.min(segment.pages) };
         while page < written {
-            let Some(header) = self.read_header(io, &segment, page).filter(|h| h.lap == used.lap && h.origin == origin)
-            else {
+            // Intact and absurd: what lies here ends before the next segment's first, or before what comes next.
+            let ours = |h: &Header| h.lap == used.lap && h.origin == origin && h.first < used.end;
+            let Some(header) = self.read_header(io, &segment, page).filter(ours) else {
                 page += 1;
                 continue;
             };

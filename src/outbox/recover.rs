@@ -140,13 +140,15 @@ impl Lane {
             notes.push(format!("lane {}: nothing can be written: {}", self.name, io.last_error));
         }
         // Where a new lap may have begun, it goes on behind the damage; what it was stays to be seen until then.
-        let taken = suspects.first().and_then(|number| self.segments.iter().position(|s| s.number == *number));
+        let behind = |number: &u32| self.segments.iter().position(|s| s.number == *number && s.pages > 1);
+        let taken = suspects.iter().find_map(behind);
         if let Some(index) = taken {
+            suspects.retain(|number| *number != self.segments[index].number);
             self.take(index, self.logs.len() - 1);
             self.segments[index].used.as_mut().expect("just taken").page = 1;
         }
         if !(doubt || taken.is_some()) || self.write_repair(io) {
-            self.remake(io, suspects.get(1..).unwrap_or_default(), notes);
+            self.remake(io, &suspects, notes);
             if (leftovers || doubt || taken.is_some())
                 && let Err(error) = self.scrub(io, taken.is_some())
             {
@@ -378,20 +380,24 @@ impl Lane {
     ) -> Vec<(u64, bool)> {
         let payload = self.read_batch(io, segment, page, header.pages());
         let slots = format::records(header, &payload);
+        if slots.iter().all(|slot| matches!(slot, Slot::Intact(_))) {
+            return Vec::new();
+        }
+        // Each page once, however many records lie in it.
+        let ends = segment.pages.min(page.saturating_add(header.pages()));
+        let never_written: Vec<bool> = (page..ends)
+            .map(|at| match self.read_page(io, segment, at).1 {
+                Page::Zero => true,
+                Page::Written { lap } => lap < header.lap,
+                Page::Bad => false,
+            })
+            .collect();
         let mut lost = Vec::new();
         for (position, slot) in (header.first..).zip(slots) {
             let Slot::Damaged(bytes) = slot else { continue };
             let (from, to) = (bytes.start / format::PAYLOAD_BYTES, bytes.end.saturating_sub(1) / format::PAYLOAD_BYTES);
-            let never_written = (from..=to).any(|index| {
-                let at = page + index as u32;
-                at < segment.pages
-                    && match self.read_page(io, segment, at).1 {
-                        Page::Zero => true,
-                        Page::Written { lap } => lap < header.lap,
-                        Page::Bad => false,
-                    }
-            });
-            lost.push((position, !never_written));
+            let damaged = !(from..=to).any(|index| never_written.get(index) == Some(&true));
+            lost.push((position, damaged));
         }
         lost
     }
