@@ -21,7 +21,7 @@ use crate::time::Instant;
 const MESSAGE_BYTES_MIN: u64 = 256;
 
 /// Where a session stands.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Phase {
     /// `hello` is out; only `welcome` may come.
     Greeting,
@@ -35,7 +35,7 @@ enum Phase {
 }
 
 /// One session.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Session {
     config: Arc<Config>,
     number: u64,

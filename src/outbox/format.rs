@@ -95,7 +95,7 @@ impl Place {
 }
 
 /// Positions that will never come, and why.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Run {
     /// First position.
     pub from: u64,
@@ -292,7 +292,7 @@ pub fn page(bytes: &[u8], place: Place) -> Page {
     if crc32c::crc32c_append(crc32c::crc32c_append(place.crc(), payload), lap).to_le_bytes() == crc {
         return Page::Written { lap: u32::from_le_bytes(lap.try_into().expect("4 bytes")) };
     }
-    if bytes.iter().all(|&b| b == 0) { Page::Zero } else { Page::Bad }
+    if bytes == [0; PAGE_BYTES] { Page::Zero } else { Page::Bad }
 }
 
 /// A record's fields on flash.
@@ -345,7 +345,7 @@ fn record_crc(prefix: u32, position: u64, bytes: &[u8]) -> u32 {
 }
 
 /// Records on their way to flash: framed and encoded once, checksummed when their place is known.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct RecordArea {
     bytes: Vec<u8>,
     /// Where each record's encoded bytes lie; its CRC stands in the four bytes before.

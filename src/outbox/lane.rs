@@ -2,6 +2,7 @@
 //! what the bytes mean is `format`'s, numbering is `log`'s, reading is `read`'s and starting is `recover`'s.
 
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 use std::io;
 
 use super::disk::Disk;
@@ -30,6 +31,7 @@ pub const fn waiting_bytes_max(segment_bytes: u32) -> usize {
 }
 
 /// The disk with what all lanes share.
+#[derive(Clone)]
 pub struct Io<D> {
     /// The folder.
     pub disk: D,
@@ -96,6 +98,7 @@ pub enum Reach {
 }
 
 /// One lane.
+#[derive(Clone)]
 pub struct Lane {
     /// Its name.
     pub name: LaneName,
@@ -411,7 +414,8 @@ impl Lane {
             self.durable_alive = alive;
         }
         self.logs[log].on_synced(&header, replaced);
-        if self.logs.iter().all(|log| log.acks_lag() == 0) {
+        // What wants a reservation waits for the same deadline: a log whose storage failed at the start, say.
+        if self.logs.iter().all(|log| log.acks_lag() == 0 && !log.wants_reservation()) {
             self.acks_since = None;
         }
         self.shed(io);
@@ -447,7 +451,8 @@ impl Lane {
         io.last_error = error.to_string();
     }
 
-    /// A log goes; its segments are free.
+    /// A log goes; its segments are free, the newest one last (`Segment::lap`): where a start still finds the log, that
+    /// one says how far it was acked and sent; of an older one alone the server would seem to know too much (rule 7).
     pub(super) fn close(&mut self, log: usize) {
         let origin = self.logs.remove(log).origin;
         self.may_shed = true;
@@ -519,6 +524,12 @@ impl Lane {
         if self.logs[log].wants_reservation() {
             self.acks_since.get_or_insert_default();
         }
+    }
+
+    /// See [`super::Outbox::hash_state`].
+    pub(super) fn hash_state<H: Hasher>(&self, state: &mut H) {
+        (&self.segments, &self.logs, self.lap, self.unlisted, &self.failed).hash(state);
+        (self.waiting_since().is_some(), self.acks_since.is_some(), self.failing.is_some()).hash(state);
     }
 
     /// The lane's part of the status. Numbers are the newest epoch's; depth is the lane's.

@@ -21,7 +21,7 @@ const RESERVE_LEAD: u64 = RESERVE_STEP / 4;
 const _: () = assert!(RESERVE_STEP >= SEGMENT_RECORDS_MAX as u64 + RESERVE_LEAD);
 
 /// When a record may leave the gateway.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Leave {
     /// When it is on flash.
     Durable,
@@ -32,7 +32,7 @@ pub enum Leave {
 }
 
 /// One numbering of a lane.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Log {
     /// Names the log on flash.
     pub origin: u64,

@@ -18,6 +18,7 @@ mod segments;
 pub mod sim_disk;
 
 use std::collections::VecDeque;
+use std::hash::Hasher;
 use std::time::Duration;
 
 use crate::config;
@@ -52,7 +53,7 @@ pub struct Config {
 pub struct LaneId(pub u16);
 
 /// A record as it is handed in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Draft {
     /// Unix ms, or null while no clock was ever known.
     pub at: Option<u64>,
@@ -83,7 +84,7 @@ impl Draft {
 }
 
 /// Why a record was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PushError {
     /// The lane is full and its overflow policy is `reject`.
     Full,
@@ -125,6 +126,7 @@ pub enum Timer {
 }
 
 /// The outbox.
+#[derive(Clone)]
 pub struct Outbox<D: Disk> {
     io: Io<D>,
     /// Configured lanes in the order of the configuration, then those that are only on flash.
@@ -159,11 +161,6 @@ impl<D: Disk> Outbox<D> {
         }
         let unlisted = listed.is_err();
         let files = listed.unwrap_or_default();
-        // After SIGKILL the folder on flash may not know a file that is listed; nothing is committed into such a one.
-        if !files.is_empty() {
-            let synced = io.sync_dir();
-            let _ = synced.inspect_err(|error| report.notes.push(format!("the folder cannot be synced: {error}")));
-        }
         let mut lanes: Vec<Lane> = Vec::new();
         let new = |name: LaneName, lane| Lane::new(name, lane, config.segment_bytes, config.headroom_bytes_min);
         for lane in &config.lanes {
@@ -410,9 +407,20 @@ impl<D: Disk> Outbox<D> {
         self.lanes.iter().map(Lane::ram_bytes).sum()
     }
 
+    /// What decides how it goes on, but for caches, counters and the random generator: for tests that tell states
+    /// apart. The disk is the caller's.
+    pub fn hash_state<H: Hasher>(&self, state: &mut H) {
+        self.lanes.iter().for_each(|lane| lane.hash_state(state));
+    }
+
     /// The disk, for tests and for the shell's own figures.
     pub fn disk_mut(&mut self) -> &mut D {
         &mut self.io.disk
+    }
+
+    /// The disk, to look at.
+    pub fn disk(&self) -> &D {
+        &self.io.disk
     }
 
     /// Gives the disk back: what a power cut leaves.

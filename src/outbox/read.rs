@@ -12,7 +12,7 @@ use super::segments::{Segment, Use, segment_name};
 use crate::record::{Gap, Item, Record, Why};
 
 /// Where the reader stands on flash, and the batch it stands in.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Cursor {
     /// Which segment turn.
     lap: u32,

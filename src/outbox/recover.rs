@@ -58,12 +58,16 @@ impl Lane {
         let mut scanned: Vec<(usize, Header, bool)> = Vec::new();
         let mut repairs = Repairs::default();
         let mut unknown = 0;
+        let mut empty = Vec::new();
         for &(number, bytes) in files {
             // Longer than any segment is hostile: what lies behind is left alone.
             let pages = (bytes.min(u64::from(SEGMENT_BYTES_MAX)) / PAGE_BYTES as u64) as u32;
             let mut segment = Segment { number, pages, used: None, lap: 0 };
             match self.scan(io, &segment) {
-                Scan::Empty => {}
+                Scan::Empty => {
+                    empty.push(segment);
+                    continue;
+                }
                 Scan::Remake { unknown: lost } => {
                     unknown += u64::from(lost);
                     if lost {
@@ -76,6 +80,12 @@ impl Lane {
                 Scan::Batches { first, first_page_bad } => scanned.push((self.segments.len(), first, first_page_bad)),
             }
             self.segments.push(segment);
+        }
+        // Killed between making a file and syncing the folder: a later power cut takes the file, whatever was synced
+        // in it. Only what the folder durably knows may be written.
+        match if empty.is_empty() { Ok(()) } else { io.sync_dir() } {
+            Ok(()) => self.segments.append(&mut empty),
+            Err(error) => notes.push(format!("lane {}: the folder cannot be synced: {error}", self.name)),
         }
         scanned.sort_by_key(|(_, header, _)| header.lap);
         self.lap = scanned.last().map_or(0, |(_, header, _)| header.lap);
@@ -94,7 +104,8 @@ impl Lane {
                 own.iter().for_each(|(index, header, _)| self.segments[*index].lap = header.lap);
                 continue;
             }
-            let mut own_repairs = self.recover_log(io, &own, newest, if newest { unknown } else { 0 }, notes);
+            let all = newest.then_some(scanned.as_slice());
+            let mut own_repairs = self.recover_log(io, &own, all, if newest { unknown } else { 0 }, notes);
             if newest {
                 repairs.doubt = own_repairs.doubt;
                 repairs.leftovers = own_repairs.leftovers;
@@ -117,6 +128,11 @@ impl Lane {
     fn prepare<D: Disk>(&mut self, io: &mut Io<D>, repairs: Repairs, notes: &mut Vec<String>) {
         let Repairs { doubt, mut suspects, mut remake, leftovers } = repairs;
         if self.logs.is_empty() {
+            // Damaged while it was filled it may be short, too: made anew, it is as long as any.
+            let pages = self.segment_bytes / PAGE_BYTES as u32;
+            for segment in self.segments.iter_mut().filter(|segment| suspects.contains(&segment.number)) {
+                segment.pages = segment.pages.max(pages);
+            }
             remake.append(&mut suspects);
         }
         self.remake(io, &remake, notes);
@@ -215,12 +231,12 @@ impl Lane {
         }
     }
 
-    /// One log from its segments, in the order of their laps.
+    /// One log from its segments, in the order of their laps; the newest log gets `all` segments of the lane.
     fn recover_log<D: Disk>(
         &mut self,
         io: &mut Io<D>,
         own: &[&(usize, Header, bool)],
-        newest_log: bool,
+        all: Option<&[(usize, Header, bool)]>,
         unknown: u64,
         notes: &mut Vec<String>,
     ) -> Repairs {
@@ -240,7 +256,7 @@ impl Lane {
         let acked = if mutant!(AcksForgotten) { 0 } else { highest(|header| header.acked) };
         let floor = if mutant!(FloorForgotten) { acked } else { top.floor.max(acked) };
         let last = highest(|header| header.next() - 1).max(floor);
-        let mut log = Log::new(top.origin, top.epoch, if newest_log { self.leave() } else { Leave::Durable });
+        let mut log = Log::new(top.origin, top.epoch, all.map_or(Leave::Durable, |_| self.leave()));
         log.base = top.base.min(acked);
         log.acked = acked;
         log.floor = floor;
@@ -270,7 +286,13 @@ impl Lane {
                     log.runs.fill(*position, *position, if *damaged { Why::Unknown } else { Why::Torn });
             }
         }
-        let suspects = self.place(own, &walk, &log);
+        let mut suspects = self.place(own, &walk, &log);
+        if let Some(all) = all {
+            self.durable_alive = top.alive;
+            // What is left of a log that is done with does not say that nothing was written over it since.
+            let dead = all.iter().filter(|(_, header, bad)| *bad && header.origin != top.origin && header.lap < top.alive);
+            suspects.extend(dead.map(|(index, ..)| self.segments[*index].number));
+        }
         let doubt = walk.tail_bad && !mutant!(TailTrusted) || unknown > 0 || !suspects.is_empty();
         if doubt || top.eager {
             let steps = unknown + u64::from(doubt);
@@ -289,9 +311,6 @@ impl Lane {
         }
         log.sent_max = log.next - 1;
         log.check_invariants();
-        if newest_log {
-            self.durable_alive = top.alive;
-        }
         self.logs.insert(0, log);
         Repairs { doubt, suspects, leftovers: walk.leftovers, ..Repairs::default() }
     }

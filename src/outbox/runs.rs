@@ -5,7 +5,7 @@ use super::format::{RUNS_MAX, Run};
 use crate::record::Why;
 
 /// The runs of one log above what is acked.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Runs(Vec<Run>);
 
 impl Runs {

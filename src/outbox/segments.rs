@@ -12,7 +12,7 @@ use crate::config;
 use crate::record::{LaneName, Why};
 
 /// One segment file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Segment {
     /// Its number; stands in its name and in every checksum.
     pub number: u32,
@@ -26,7 +26,7 @@ pub struct Segment {
 }
 
 /// What lies in a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Use {
     /// Whose log.
     pub origin: u64,

@@ -56,23 +56,23 @@ pub struct Cutter<'a> {
     doubts: Vec<Doubt>,
     /// Of the image in which nothing got through.
     base: u64,
-    /// What a sector that got through changes in the hash; empty where sizes or folder entries are in doubt.
-    deltas: Vec<u64>,
+    /// Each pending sector's hash before and after; empty where sizes or folder entries are in doubt.
+    sectors: Vec<(u64, u64)>,
 }
 
 impl<'a> Cutter<'a> {
     /// Of this disk.
     pub fn new(disk: &'a SimDisk) -> Self {
         let doubts = disk.doubts();
-        let delta = |doubt: &Doubt| match doubt {
+        let hashes = |doubt: &Doubt| match doubt {
             Doubt::Sector(name, sector) => {
                 let (old, new) = disk.sector(name, *sector);
-                Some(sector_hash(name, *sector, old?) ^ sector_hash(name, *sector, new?))
+                Some((sector_hash(name, *sector, old?), sector_hash(name, *sector, new?)))
             }
             Doubt::Made(_) | Doubt::Removed(_) | Doubt::Size(_) => None,
         };
-        let deltas = doubts.iter().map(delta).collect::<Option<Vec<_>>>().unwrap_or_default();
-        Self { disk, doubts, base: image_hash(disk), deltas }
+        let sectors = doubts.iter().map(hashes).collect::<Option<Vec<_>>>().unwrap_or_default();
+        Self { disk, doubts, base: image_hash(disk), sectors }
     }
 
     /// The disk after this outcome.
@@ -88,12 +88,22 @@ impl<'a> Cutter<'a> {
 
     /// Hash of the image after this outcome, and the disk if it had to be built.
     pub fn hash(&self, fates: &[Fate]) -> (u64, Option<SimDisk>) {
-        if !self.deltas.is_empty() && !is_damage(fates) {
-            let kept = self.deltas.iter().zip(fates).filter(|(_, fate)| **fate == Fate::New);
-            return (kept.fold(self.base, |hash, (delta, _)| hash ^ delta), None);
+        if !self.sectors.is_empty() && !is_damage(fates) {
+            let kept = self.sectors.iter().zip(fates).filter(|(_, fate)| **fate == Fate::New);
+            return (kept.fold(self.base, |hash, ((old, new), _)| hash ^ old ^ new), None);
         }
         let disk = self.cut(fates);
-        (image_hash(&disk), Some(disk))
+        if self.sectors.is_empty() {
+            return (image_hash(&disk), Some(disk));
+        }
+        let hash = self.doubts.iter().zip(&self.sectors).fold(self.base, |hash, (doubt, (old, _))| match doubt {
+            Doubt::Sector(name, sector) => {
+                let (now, _) = disk.sector(name, *sector);
+                hash ^ old ^ now.map_or(0, |now| sector_hash(name, *sector, now))
+            }
+            Doubt::Made(_) | Doubt::Removed(_) | Doubt::Size(_) => hash,
+        });
+        (hash, Some(disk))
     }
 
     /// Calls `visit` with outcomes until it says to stop.

@@ -142,7 +142,8 @@ impl Phase {
         }
     }
 
-    fn all_moments(&self) -> bool {
+    /// Strings are drawn: all their moments count, and there is no end to them.
+    pub fn is_drawn(&self) -> bool {
         matches!(self.strings, Strings::Drawn(_))
     }
 }
@@ -176,7 +177,7 @@ impl Campaign {
                 scope.spawn(|| {
                     while !self.is_over() {
                         let unit = next.fetch_add(1, Ordering::Relaxed);
-                        let sated = phase.all_moments() && self.counts.distinct.load(Ordering::Relaxed) >= self.enough;
+                        let sated = phase.is_drawn() && self.counts.distinct.load(Ordering::Relaxed) >= self.enough;
                         if unit >= units.end || sated {
                             break;
                         }
@@ -193,7 +194,7 @@ impl Campaign {
     /// One string: all moments, all outcomes.
     fn string(&self, phase: &Phase, start: &Start, string: &[Op]) {
         let mut moments = Vec::new();
-        let run = caught(|| moments = moments_of(start, string, phase.all_moments(), self.lying_disk));
+        let run = caught(|| moments = moments_of(start, string, phase.is_drawn(), self.lying_disk));
         if let Err(panic) = run {
             return self.fail(&place(start, string), &panic);
         }
@@ -210,7 +211,10 @@ impl Campaign {
         let mut rng = fastrand::Rng::with_seed(model ^ index as u64);
         if self.seen.insert(model ^ index as u64 ^ !RECOVERED) {
             self.counts.kills.fetch_add(1, Ordering::Relaxed);
-            if !self.ask(moment.disk.clone(), &moment.model, start, || format!("{}/kill", here())) {
+            let mut disk = moment.disk.clone();
+            disk.kill();
+            disk.kill();
+            if !self.ask(disk, &moment.model, start, || format!("{}/kill", here())) {
                 return false;
             }
         }
@@ -331,6 +335,7 @@ pub fn replay(starts: &[Start], place: &str) {
     let moment = &moments[index.parse::<usize>().expect("the number of a moment")];
     eprintln!("truth: {:#?}", moment.model);
     let mut disk = moment.disk.clone();
+    disk.kill();
     if parts.get(3) != Some(&"kill") {
         disk = cut(disk, parts.get(3).expect("fates"));
         if let (Some(index), Some(fates)) = (parts.get(4), parts.get(5)) {

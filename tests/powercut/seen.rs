@@ -2,7 +2,10 @@
 //! take a new state for an old one, never an old one for a new one: it counts too few, not too many.
 
 use std::collections::HashSet;
+use std::fs::{self, File};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,9 +43,32 @@ impl Seen {
         Self::Exact((0..SHARDS).map(|_| Mutex::default()).collect())
     }
 
-    /// Remembers what fits into so many bytes.
-    pub fn filter(bytes: usize) -> Self {
-        Self::Filter((0..bytes / 8).map(|_| AtomicU64::new(0)).collect())
+    /// Remembers what fits into so many MiB: at 10⁹ states in 2,048 of them, one new state in 100 is taken for old.
+    pub fn filter(mib: usize) -> Self {
+        Self::Filter((0..mib << 17).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// The filter to a file.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        let Self::Filter(words) = self else { return Ok(()) };
+        let mut file = BufWriter::new(File::create(path)?);
+        words.iter().try_for_each(|word| file.write_all(&word.load(Ordering::Relaxed).to_le_bytes()))?;
+        file.flush()
+    }
+
+    /// And back; of another size it is another filter.
+    pub fn load(&self, path: &Path) -> io::Result<()> {
+        let Self::Filter(words) = self else { return Ok(()) };
+        if fs::metadata(path)?.len() != words.len() as u64 * 8 {
+            return Err(io::Error::other("a filter of another size"));
+        }
+        let mut file = BufReader::new(File::open(path)?);
+        let mut bytes = [0; 8];
+        words.iter().try_for_each(|word| {
+            file.read_exact(&mut bytes)?;
+            word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+            Ok(())
+        })
     }
 
     /// True: it was not there before.
