@@ -14,6 +14,8 @@ mod faults;
 mod hostile_folders;
 #[path = "outbox.rs"]
 mod outbox;
+#[path = "powercut/main.rs"]
+mod powercut;
 #[path = "outbox_rot.rs"]
 mod rot;
 
@@ -25,18 +27,20 @@ const CASE_S_MAX: u64 = 300;
 enum Catcher {
     Cuts,
     Copies,
+    Powercut,
     Faults,
     RotOfBacklog,
     RotOfNewest,
 }
 
 impl Catcher {
-    const ALL: [Self; 5] = [Self::Cuts, Self::Copies, Self::Faults, Self::RotOfBacklog, Self::RotOfNewest];
+    const ALL: [Self; 6] = [Self::Cuts, Self::Copies, Self::Powercut, Self::Faults, Self::RotOfBacklog, Self::RotOfNewest];
 
     fn run(self) {
         match self {
             Self::Cuts => outbox::nothing_committed_is_lost_and_nothing_invented_whatever_is_cut(),
             Self::Copies => outbox::a_copied_image_begins_a_new_epoch_and_numbers_from_one(),
+            Self::Powercut => powercut::nothing_promised_is_lost_and_nothing_invented_whatever_a_power_cut_leaves(),
             Self::Faults => faults::nothing_committed_is_lost_and_nothing_invented_whatever_fails(),
             Self::RotOfBacklog => rot::a_flipped_bit_in_the_backlog_costs_what_it_hits_and_no_more(),
             Self::RotOfNewest => rot::a_flipped_bit_in_the_newest_segment_costs_what_it_hits_and_no_more(),

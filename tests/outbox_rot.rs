@@ -1,7 +1,7 @@
 //! Bit rot: every bit of a full segment flipped, one at a time, with later batches present. A flipped bit costs the
 //! record whose bytes it hits, the rest of a batch if it hits a length, a batch if it hits a header, and nothing
 //! anywhere else; all of that is counted exactly and everything else comes with equal bytes in order.
-//! `SEGMENT_BYTES=n` takes another segment than 32 KiB, `BIT=n` replays one bit.
+//! `SEGMENT_BYTES=n` takes another segment than 32 KiB, `STEP=n` one bit in n, `BIT=n` replays one.
 
 use std::ops::RangeInclusive;
 use std::thread;
@@ -264,7 +264,7 @@ fn costs(file: &[u8], drafts: &[Draft]) -> Vec<Cost> {
 }
 
 fn rot(later: Later, step: usize) {
-    let segment_bytes = number("SEGMENT_BYTES", 32 << 10);
+    let (segment_bytes, step) = (number("SEGMENT_BYTES", 32 << 10), number("STEP", step));
     let sample = Image::new(segment_bytes, later);
     let bits = sample.bytes * 8;
     let lossy = sample.costs[..sample.bytes].iter().filter(|cost| **cost != Cost::Nothing).count();

@@ -120,6 +120,9 @@ impl Lane {
     }
 
     fn lose(&mut self, log: usize, from: u64, to: u64, why: Why) {
+        if mutant!(ReaderStandsAtDamage) {
+            return;
+        }
         let lost = self.logs[log].runs.fill(from, to, why);
         match why {
             Why::Corrupt => self.counters.corrupt += if mutant!(LossNotCounted) { 0 } else { lost },

@@ -12,14 +12,14 @@ use std::time::Instant;
 use backhaul::outbox::Outbox;
 use backhaul::outbox::sim_disk::SimDisk;
 
-use crate::cuts::{self, Cutter, Depth};
-use crate::model::Model;
-use crate::ops::{self, Driver, Moment, Op, Recorder};
-use crate::oracle;
-use crate::progress::Progress;
-use crate::seen::Seen;
-use crate::starts::Start;
-use crate::trace;
+use super::cuts::{self, Cutter, Depth};
+use super::model::Model;
+use super::ops::{self, Driver, Moment, Op, Recorder};
+use super::oracle;
+use super::progress::Progress;
+use super::seen::Seen;
+use super::starts::Start;
+use super::trace;
 
 /// Salt of the states whose recovery was cut: they were counted before.
 const RECOVERED: u64 = 0x5ec0_17d0_5ec0_17d0;

@@ -12,7 +12,7 @@ use backhaul::outbox::{Config, Draft, LaneId, Outbox, PushError};
 use backhaul::record::{Body, Fetch, Item, Offer, Why};
 use backhaul::time::Instant;
 
-use crate::model::{Found, Model, text};
+use super::model::{Found, Model, text};
 
 const LANE: LaneId = LaneId(0);
 

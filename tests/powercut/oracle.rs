@@ -7,9 +7,9 @@ use backhaul::outbox::{Config, LaneId, Outbox, PushError};
 use backhaul::record::{Item, Offer};
 use backhaul::time::Instant;
 
-use crate::model::{Found, Model, text};
-use crate::ops::{draft, look};
-use crate::starts::Start;
+use super::model::{Found, Model, text};
+use super::ops::{draft, look};
+use super::starts::Start;
 
 const LANE: LaneId = LaneId(0);
 /// A recovery writes at most so many headers and scrubbed pages beside segments that it makes anew.

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::engine::Counts;
+use super::engine::Counts;
 
 /// How far a phase is.
 pub struct Progress {

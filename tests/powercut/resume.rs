@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::engine::{Campaign, Counts};
+use super::engine::{Campaign, Counts};
 
 /// Between two savings: the filter is large.
 const SAVE_INTERVAL: Duration = Duration::from_secs(600);

@@ -6,8 +6,8 @@ use backhaul::config::{self, Commit, Overflow};
 use backhaul::outbox::Config;
 use backhaul::outbox::sim_disk::SimDisk;
 
-use crate::model::Model;
-use crate::ops::{self, Driver, Recorder};
+use super::model::Model;
+use super::ops::{self, Driver, Recorder};
 
 /// How a start is made.
 struct Recipe {
