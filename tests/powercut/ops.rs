@@ -274,7 +274,7 @@ impl Driver {
     }
 
     fn cut(&mut self) {
-        let mut rng = fastrand::Rng::with_seed(self.seed ^ (self.opened + 1) * 0x9e37_79b9);
+        let mut rng = fastrand::Rng::with_seed(self.seed ^ ((self.opened + 1) * 0x9e37_79b9));
         self.push(3_000);
         let disk = &mut self.outbox().disk_mut().disk;
         disk.cut_after = Some(disk.calls + rng.u64(1..4));
