@@ -156,7 +156,7 @@ fn what_was_found_once_stays_mended() {
 fn seventy_records_a_batch_stay_within_the_budget_of_bytes() {
     let mut config = starts::all().remove(0).config;
     config.segment_bytes = 256 << 10;
-    config.lanes[0].bytes_max = 4 * 256 << 10;
+    config.lanes[0].bytes_max = 4 * (256 << 10);
     let (mut outbox, _) = Outbox::open(SimDisk::default(), &config, 1);
     let (lane, now) = (LaneId(0), backhaul::time::Instant::default());
     let encoded = |bytes| {

@@ -274,19 +274,19 @@ impl Driver {
     }
 
     fn cut(&mut self) {
-        let mut rng = fastrand::Rng::with_seed(self.seed ^ (self.opened + 1) * 0x9e37_79b9);
+        let mut rng = fastrand::Rng::with_seed(self.seed ^ ((self.opened + 1) * 0x9e37_79b9));
         self.push(3_000);
         let disk = &mut self.outbox().disk_mut().disk;
         disk.cut_after = Some(disk.calls + rng.u64(1..4));
-        let taken = self.outbox().commit(LANE).is_ok();
-        if taken {
+        let before = self.model.clone();
+        if self.outbox().commit(LANE).is_ok() {
             self.model.on_committed();
         }
-        // What it gave up meanwhile was given up.
+        self.note(before);
+        // What it was about to give up may be given up.
         if self.model.drops {
             self.model.logs.iter_mut().for_each(|log| log.floor_max = u64::MAX);
         }
-        self.note(self.model.clone());
         let mut disk = self.stop();
         let any = [Fate::Old, Fate::New, Fate::Zeros, Fate::Garbage, Fate::BitOff];
         disk.disk.power_cut(&mut rng, |rng| any[rng.usize(..any.len())]);

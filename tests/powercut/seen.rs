@@ -80,7 +80,7 @@ impl Seen {
         match self {
             Self::Exact(shards) => shards[key as usize % SHARDS].lock().expect("no thread panics in here").insert(key),
             Self::Filter(words) => {
-                let word = (u128::from(key) * words.len() as u128 >> 64) as usize;
+                let word = ((u128::from(key) * words.len() as u128) >> 64) as usize;
                 let bits = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 let mask = (0..4).fold(0, |mask, n| mask | 1 << (bits >> (40 + 6 * n) & 63));
                 words[word].fetch_or(mask, Ordering::Relaxed) & mask != mask
