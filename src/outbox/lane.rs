@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::io;
 
 use super::disk::Disk;
+use super::expiry::Clock;
 use super::format::{self, HEADER_BYTES_MAX, PAGE_BYTES, Place, RecordArea, SEGMENT_RECORDS_MAX};
+use super::keys::Keys;
 use super::log::Log;
 use super::read::Cursor;
 use super::segments::{Segment, batch_bytes_max, segment_name};
@@ -28,6 +30,8 @@ pub struct Io<D> {
     pub disk: D,
     /// Draws origins and epochs.
     pub rng: fastrand::Rng,
+    /// What the clocks say; `None`: never told, nothing expires.
+    pub clock: Option<Clock>,
     /// Bytes written, by purpose.
     pub purposes: FlashPurposes,
     /// Bytes of records as handed in.
@@ -94,6 +98,7 @@ pub struct Lane {
     pub(super) tail: VecDeque<(u64, Draft)>,
     tail_bytes: usize,
     pub(super) cursor: Cursor,
+    pub(super) keys: Keys,
     acks_since: Option<Instant>,
     /// Records committed since the start, and their bytes.
     records: u64,
@@ -122,6 +127,7 @@ impl Lane {
             tail: VecDeque::new(),
             tail_bytes: 0,
             cursor: Cursor::default(),
+            keys: Keys::default(),
             acks_since: None,
             records: 0,
             records_bytes: 0,

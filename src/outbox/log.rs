@@ -2,7 +2,7 @@
 //! `lane`'s business, bytes are `format`'s.
 
 use super::format::{Header, RUNS_MAX, Run, SEGMENT_RECORDS_MAX};
-use super::runs::Runs;
+use super::runs::{Runs, is_found_again};
 use crate::record::{Epoch, LaneName, Offer, Why};
 
 /// A header reserves positions in steps of this, so that a start that cannot prove its tail knows above what to go on.
@@ -120,8 +120,8 @@ impl Log {
         let first = self.durable + 1;
         let ahead = first + u64::from(count) + u64::from(SEGMENT_RECORDS_MAX);
         let missing = ahead.saturating_sub(self.reserved[1]);
-        // What was found damaged above the floor is found again; the rest stands nowhere else.
-        let kept = |run: &&Run| run.from <= self.floor || run.why != Why::Corrupt;
+        // What is found again need not stand here above the floor; the rest stands nowhere else.
+        let kept = |run: &&Run| run.from <= self.floor || !is_found_again(run.why);
         Header {
             eager: false,
             count,

@@ -1,13 +1,17 @@
 //! The outbox: records on flash until the upstream has them. CORE over a small disk trait: no file, thread or
 //! clock in here. `open` is total, power loss is the only shutdown, no loss is silent and none is invented.
 
+pub mod dead;
 pub mod disk;
+pub mod expiry;
 pub mod format;
+pub mod keys;
 mod lane;
 mod log;
 mod read;
 mod recover;
 mod runs;
+mod search;
 mod segments;
 pub mod sim_disk;
 
@@ -17,7 +21,10 @@ use crate::config;
 use crate::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
 use crate::status;
 use crate::time::Instant;
+use dead::{DEAD_LANE, DeadLetters};
 use disk::{Disk, Entry};
+use expiry::Clock;
+use keys::KEYS_BYTES_MAX;
 use lane::{ACK_LAG_MS_MAX, Io, Lane, TAIL_BYTES_MAX};
 use segments::{batch_bytes_max, parse_segment_name};
 
@@ -30,7 +37,8 @@ pub struct Config {
     pub headroom_bytes_min: u64,
     /// `[local] record_bytes_max`
     pub record_bytes_max: u32,
-    /// `[[lane]]`; the default lane is the one that says so, else the first.
+    /// `[[lane]]`; the default lane is the one that says so, else the first. Last, where they are kept, the dead
+    /// letters ([`dead::with_dead_letters`]).
     pub lanes: Vec<config::Lane>,
     /// Who this gateway is: a folder written by another one is a copied image.
     pub device: String,
@@ -111,6 +119,7 @@ pub struct Outbox<D: Disk> {
     lanes: Vec<Lane>,
     default: LaneId,
     record_bytes_max: u32,
+    dead: DeadLetters,
 }
 
 /// The file that says whose folder this is.
@@ -120,7 +129,8 @@ impl<D: Disk> Outbox<D> {
     /// Opens whatever lies on `disk`. Total: any bytes at all give a working outbox and a report.
     pub fn open(disk: D, config: &Config, seed: u64) -> (Self, Report) {
         let rng = fastrand::Rng::with_seed(seed);
-        let mut io = Io { disk, rng, purposes: Default::default(), payload_bytes: 0, syncs: 0, scratch: Vec::new() };
+        let (purposes, scratch) = (Default::default(), Vec::new());
+        let mut io = Io { disk, rng, clock: None, purposes, payload_bytes: 0, syncs: 0, scratch };
         let mut report = Report::default();
         let files = io.disk.list().unwrap_or_else(|error| {
             report.notes.push(format!("the folder cannot be listed: {error}"));
@@ -128,21 +138,26 @@ impl<D: Disk> Outbox<D> {
         });
         let mut lanes: Vec<Lane> = Vec::new();
         let new = |name: LaneName, lane| Lane::new(name, lane, config.segment_bytes, config.headroom_bytes_min);
-        for lane in &config.lanes {
+        for lane in config.lanes.iter().filter(|lane| lane.name.as_str() != DEAD_LANE) {
             lanes.push(new(lane.name.clone(), Some(lane.clone())));
         }
         for (name, _) in files.iter().filter_map(|file| parse_segment_name(&file.name)) {
-            if lanes.iter().all(|lane| lane.name != name) {
+            if lanes.iter().all(|lane| lane.name != name) && name.as_str() != DEAD_LANE {
                 lanes.push(new(name, None));
             }
         }
+        let files_of = |lane: &str| -> Vec<Entry> {
+            let own = |file: &&Entry| parse_segment_name(&file.name).is_some_and(|(name, _)| name.as_str() == lane);
+            files.iter().filter(own).cloned().collect()
+        };
         for lane in &mut lanes {
-            let own = |file: &&Entry| parse_segment_name(&file.name).is_some_and(|(name, _)| name == lane.name);
-            let own: Vec<Entry> = files.iter().filter(own).cloned().collect();
+            let own = files_of(lane.name.as_str());
             lane.recover(&mut io, &own, &mut report);
         }
+        let dead = DeadLetters::open(&mut io, config, &files_of(DEAD_LANE), &mut report);
         let default = config.lanes.iter().position(|lane| lane.default).unwrap_or(0);
-        let mut outbox = Self { io, lanes, default: LaneId(default as u16), record_bytes_max: config.record_bytes_max };
+        let default = LaneId(default as u16);
+        let mut outbox = Self { io, lanes, default, record_bytes_max: config.record_bytes_max, dead };
         outbox.check_identity(config, &mut report);
         outbox.remove_drained();
         (outbox, report)
@@ -200,15 +215,31 @@ impl<D: Disk> Outbox<D> {
         self.lanes[usize::from(lane.0)].config.as_ref().map_or(config::Commit::Sync, |config| config.commit)
     }
 
+    /// What the clocks say from now on: what is fetched later may have outlived its time. Never told, nothing expires.
+    pub fn handle_clock(&mut self, clock: Clock) {
+        self.io.clock = Some(clock);
+    }
+
     /// Takes a record and numbers it. It is in RAM until [`Outbox::commit`]; a full batch goes to flash at once.
-    pub fn push(&mut self, lane: LaneId, draft: Draft, now: Instant) -> Result<(Epoch, Seq), PushError> {
+    /// Under a key that the lane remembers it answers with the first record's name, and takes nothing.
+    pub fn push(&mut self, lane: LaneId, mut draft: Draft, now: Instant) -> Result<(Epoch, Seq), PushError> {
         if draft.bytes() > self.record_bytes_max as usize {
             return Err(PushError::TooLarge);
         }
         let lane = &mut self.lanes[usize::from(lane.0)];
+        if draft.ttl_s == 0 {
+            draft.ttl_s = lane.config.as_ref().map_or(0, |config| config.ttl_s);
+        }
+        let key = draft.key.clone();
+        if let Some(known) = key.as_deref().and_then(|key| lane.known(&mut self.io, key)) {
+            return Ok(known);
+        }
         let position = lane.push(&mut self.io, draft, now)?;
-        let seq = (lane.log().epoch, position - lane.log().base);
-        Ok(seq)
+        let name = (lane.log().epoch, position - lane.log().base);
+        if let Some(key) = key {
+            lane.keys.insert(&key, name);
+        }
+        Ok(name)
     }
 
     /// Puts all that the lane holds in RAM on flash and syncs it. An error: of what was pushed since the last call,
@@ -227,6 +258,12 @@ impl<D: Disk> Outbox<D> {
     pub fn is_committed(&self, lane: LaneId, epoch: Epoch, seq: Seq) -> bool {
         let log = self.lanes[usize::from(lane.0)].log();
         log.epoch == epoch && log.reached_flash(seq + log.base)
+    }
+
+    /// Whether this record is acked upstream, or of an epoch that is over.
+    pub fn is_acked(&self, lane: LaneId, epoch: Epoch, seq: Seq) -> bool {
+        let log = self.lanes[usize::from(lane.0)].logs.iter().find(|log| log.epoch == epoch);
+        log.is_none_or(|log| seq + log.base <= log.acked)
     }
 
     /// What a `hello` says, and what a session may fetch: changes after commits, acks and drops.
@@ -250,8 +287,11 @@ impl<D: Disk> Outbox<D> {
 
     /// Everything up to `seq` is stored upstream.
     pub fn acked(&mut self, lane: &LaneName, epoch: Epoch, seq: Seq, now: Instant) {
+        // What was refused is covered by acks that come after: first it is on flash elsewhere.
+        self.dead.commit(&mut self.io);
         if let Some((lane, log)) = self.find(lane, epoch) {
             let position = seq + self.lanes[lane].logs[log].base;
+            self.lanes[lane].forget_lost_keys(log, position);
             self.lanes[lane].acked(&mut self.io, log, position, now);
             self.remove_drained();
         }
@@ -263,11 +303,14 @@ impl<D: Disk> Outbox<D> {
         self.lanes.retain_mut(|lane| lane.config.is_some() || !lane.remove_if_drained(io));
     }
 
-    /// The server refused this record for ever: it is counted; the ack that covers it trims it.
+    /// The server refused this record for ever: it is counted and goes to the dead letters; the ack that covers it
+    /// trims it.
     pub fn rejected(&mut self, lane: &LaneName, epoch: Epoch, seq: Seq, reason: &str) {
-        if let Some((lane, _)) = self.find(lane, epoch) {
-            self.lanes[lane].counters.rejected += 1;
-            ::log::warn!(target: "outbox", "record rejected lane={} seq={seq} reason={reason:?}", self.lanes[lane].name);
+        if let Some((lane, log)) = self.find(lane, epoch) {
+            let position = seq + self.lanes[lane].logs[log].base;
+            if position > self.lanes[lane].logs[log].acked {
+                self.note_refusal(lane, log, position, reason);
+            }
         }
     }
 
@@ -276,7 +319,11 @@ impl<D: Disk> Outbox<D> {
         if let Some((lane, log)) = self.find(lane, epoch) {
             // What is in RAM was numbered in the old epoch; on flash it moves along.
             let _ = self.lanes[lane].commit(&mut self.io);
+            let held = &self.lanes[lane].logs[log];
+            let acked = held.acked - held.base;
             self.lanes[lane].renumber(&mut self.io, log);
+            let new = self.lanes[lane].logs[log].epoch;
+            self.lanes[lane].keys.renumber(epoch, acked, new);
         }
     }
 
@@ -317,15 +364,16 @@ impl<D: Disk> Outbox<D> {
 
     /// A clean stop: everything in RAM goes to flash, acks too. Never needed for safety.
     pub fn flush(&mut self) {
+        self.dead.commit(&mut self.io);
         for lane in &mut self.lanes {
             let _ = lane.commit(&mut self.io);
             lane.flush_acks(&mut self.io, Instant::default());
         }
     }
 
-    /// The lanes' part of the status.
+    /// The lanes' part of the status; the dead letters stand last, once there are any.
     pub fn lanes_status(&self, wall_ms: Option<u64>) -> Vec<status::Lane> {
-        self.lanes.iter().map(|lane| lane.status(wall_ms)).collect()
+        self.lanes.iter().chain(&self.dead.lane).map(|lane| lane.status(wall_ms)).collect()
     }
 
     /// The flash's part of the status; times of syncs are the shell's to add.
@@ -344,7 +392,7 @@ impl<D: Disk> Outbox<D> {
 
     /// Bytes in RAM: records waiting for flash, and the newest ones kept.
     pub fn queues_bytes(&self) -> u64 {
-        self.lanes.iter().map(Lane::ram_bytes).sum()
+        self.lanes.iter().chain(&self.dead.lane).map(Lane::ram_bytes).sum()
     }
 
     /// The disk, for tests and for the shell's own figures.
@@ -359,10 +407,10 @@ impl<D: Disk> Outbox<D> {
 }
 
 /// Most bytes of RAM that an outbox with this configuration holds: for each lane a batch on its way to flash (as
-/// records and encoded), the newest records, one batch read back; and one batch as pages.
+/// records and encoded), the newest records, one batch read back, the keys; and one batch as pages.
 pub fn memory_bytes_max(config: &Config) -> u64 {
     let segment = u64::from(config.segment_bytes);
-    let lane = 4 * segment + TAIL_BYTES_MAX as u64 * 2;
+    let lane = 4 * segment + TAIL_BYTES_MAX as u64 * 2 + KEYS_BYTES_MAX as u64;
     lane * config.lanes.len() as u64 + segment
 }
 

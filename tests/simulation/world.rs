@@ -324,6 +324,7 @@ impl World {
             window_bytes: 20_000,
             batch_bytes_max: 5000,
             ack_timeout_ms: 1000,
+            weights: Vec::new(),
             endpoint_urls: vec!["ws://sim".into()],
         };
         let setup = Setup {

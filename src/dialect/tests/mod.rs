@@ -27,6 +27,7 @@ fn config() -> Config {
         window_bytes: 10_000,
         batch_bytes_max: 2_000,
         ack_timeout_ms: ACK_TIMEOUT_MS,
+        weights: Vec::new(),
         endpoint_urls: vec!["wss://a".into(), "wss://b".into()],
     }
 }

@@ -12,13 +12,15 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::config::Commit;
+use crate::outbox::dead::DEAD_LANE;
 use crate::outbox::disk::Disk;
+use crate::outbox::expiry::Clock;
 use crate::outbox::{LaneId, Outbox, PushError};
 use crate::record::{Epoch, Fetch, Item, Offer, Seq, Why};
 use crate::shell::board::Board;
 use crate::shell::clock;
 use crate::shell::disk::SyncTimes;
-use crate::shell::port::{Answer, ForLocal, ForOutbox, ForUplink, Outcome, Port, Put, Ticket, Wait};
+use crate::shell::port::{Answer, ForLocal, ForOutbox, ForUplink, Outcome, Port, Put, Refusal, Ticket, Wait};
 use crate::status::{Delay, Lane, Samples};
 use crate::time::Instant;
 use waiters::{Waiters, Watched};
@@ -30,6 +32,8 @@ const LOAD_KEPT: usize = 256;
 
 /// Whom the outbox thread talks to.
 pub struct Setup {
+    /// The boot's id, folded.
+    pub boot: u32,
     /// What it is told.
     pub inbox: Arc<Port<ForOutbox>>,
     /// Offers and items go there.
@@ -116,6 +120,8 @@ impl<D: Disk> Keeper<D> {
         if self.outbox.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.outbox.handle_timeout(now);
         }
+        let (boot, boot_ms) = (self.setup.boot, now.as_millis());
+        self.outbox.handle_clock(Clock { boot, boot_ms, wall_ms: clock::wall_ms_if_set() });
         let items = self.fetch(&mut outcomes);
         self.publish(items);
         self.show(now);
@@ -151,9 +157,15 @@ impl<D: Disk> Keeper<D> {
     /// What the upstream said: refusals before the acks that cover them, acks before puts, since they make room.
     fn settle(&mut self, now: Instant) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
-        for ((lane, epoch, seq), reason) in mem::take(&mut self.load.rejected) {
-            self.outbox.rejected(&lane, epoch, seq, &reason);
-            let answer = Answer::Error("bad_request", format!("refused upstream: {reason}"));
+        for ((lane, epoch, seq), Refusal { reason, ours }) in mem::take(&mut self.load.rejected) {
+            let by = if ours {
+                self.outbox.refuse(&lane, epoch, seq, &reason);
+                "here"
+            } else {
+                self.outbox.rejected(&lane, epoch, seq, &reason);
+                "upstream"
+            };
+            let answer = Answer::Error("bad_request", format!("refused {by}: {reason}"));
             self.waiters.answer(&(lane, epoch), seq..=seq, &answer, &mut outcomes);
         }
         for (name, seq) in mem::take(&mut self.load.acks) {
@@ -225,6 +237,11 @@ impl<D: Disk> Keeper<D> {
         if answer_after_commit {
             self.taken.push(Taken { ticket, lane, epoch, seq, boot_ms });
         } else if let (Some(Wait::Delivered), Some(ticket)) = (wait, ticket) {
+            if self.outbox.is_acked(lane, epoch, seq) {
+                // Put again under the key of a record that has arrived.
+                outcomes.push(Outcome { ticket, answer: Answer::Delivered, lane: Some(lane_name()), epoch, seq });
+                return Ok(());
+            }
             self.waiters.add((lane_name(), epoch), seq, ticket);
         } else if let Some(ticket) = ticket {
             outcomes.push(Outcome { ticket, answer: Answer::Accepted, lane: Some(lane_name()), epoch, seq });
@@ -307,7 +324,8 @@ impl<D: Disk> Keeper<D> {
     fn show(&mut self, now: Instant) {
         let board = &self.setup.board;
         let lanes = self.outbox.lanes_status(clock::wall_ms_if_set());
-        let lost = lanes.iter().map(Lane::lost).sum();
+        // What the dead letters give up was counted when it was refused.
+        let lost = lanes.iter().filter(|lane| lane.name != DEAD_LANE).map(Lane::lost).sum();
         if lost > mem::replace(&mut self.lost, lost) {
             *board.lost_at.lock() = Some(now);
         }
