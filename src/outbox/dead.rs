@@ -8,6 +8,7 @@
 use super::disk::{Disk, Entry};
 use super::format::{HEADER_BYTES_MAX, PAGE_BYTES, RECORD_OVERHEAD_BYTES_MAX, pages_for};
 use super::lane::{Io, Lane};
+use super::segments::parse_segment_name;
 use super::{Config, Draft, Outbox, PushError, Report};
 use crate::config;
 use crate::record::{LaneName, Why};
@@ -44,6 +45,10 @@ fn segment_bytes(record_bytes_max: u32) -> u32 {
     (pages_for(HEADER_BYTES_MAX + letter) + 1).max(4) * PAGE_BYTES as u32
 }
 
+fn is_own(file: &Entry) -> bool {
+    parse_segment_name(&file.name).is_some_and(|(lane, _)| lane.as_str() == DEAD_LANE)
+}
+
 fn name() -> LaneName {
     LaneName::try_new(DEAD_LANE).expect("a literal lane name")
 }
@@ -63,12 +68,13 @@ pub struct DeadLetters {
 impl DeadLetters {
     /// Opens what lies there.
     pub fn open<D: Disk>(io: &mut Io<D>, config: &Config, files: &[Entry], report: &mut Report) -> Self {
+        let files: Vec<Entry> = files.iter().filter(|file| is_own(file)).cloned().collect();
         let own = config.lanes.iter().find(|lane| lane.name.as_str() == DEAD_LANE).cloned();
         let segment_bytes = segment_bytes(config.record_bytes_max);
         let headroom_bytes_min = config.headroom_bytes_min;
         let mut dead = Self { config: own, segment_bytes, headroom_bytes_min, lane: None, pending: false };
         if !files.is_empty() {
-            dead.begin(io, files, report);
+            dead.begin(io, &files, report);
         }
         dead
     }
@@ -85,7 +91,10 @@ impl DeadLetters {
             return Ok(());
         }
         if self.lane.is_none() {
-            self.begin(io, &[], &mut Report::default());
+            // The folder may not have been readable at the start: what lies in it is never overwritten.
+            let files = io.disk.list().map_err(|_| PushError::Degraded)?;
+            let files: Vec<Entry> = files.into_iter().filter(is_own).collect();
+            self.begin(io, &files, &mut Report::default());
         }
         let Some(lane) = &mut self.lane else { return Ok(()) };
         if lane.known(io, identity).is_some() {
@@ -101,10 +110,10 @@ impl DeadLetters {
 
     /// Puts the letters on flash: before the acks that cover their records are acted on.
     pub fn commit<D: Disk>(&mut self, io: &mut Io<D>) {
-        if std::mem::take(&mut self.pending)
-            && let Some(lane) = &mut self.lane
-            && let Err(error) = lane.commit(io)
-        {
+        let Some(lane) = self.lane.as_mut().filter(|_| std::mem::take(&mut self.pending)) else { return };
+        // Storage that failed before: letters are rare enough to try it with each of them.
+        lane.retry(io, Instant::default(), true);
+        if let Err(error) = lane.commit(io) {
             log::warn!(target: "outbox", "dead letters not stored error={error:?}");
         }
     }
@@ -149,7 +158,7 @@ impl<D: Disk> Outbox<D> {
         let Some((lane, log)) = self.find(lane, epoch) else { return };
         let position = seq + self.lanes[lane].logs[log].base;
         let held = &self.lanes[lane].logs[log];
-        if position <= held.acked || position > held.durable || held.runs.at(position).is_some() {
+        if position <= held.acked || position >= held.next || held.runs.at(position).is_some() {
             return;
         }
         self.note_refusal(lane, log, position, reason);

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::RangeInclusive;
 
+use super::Draft;
 use super::disk::Disk;
 use super::format::Slot;
 use super::lane::{Io, Lane};
@@ -33,6 +34,8 @@ type Name = (Epoch, Seq);
 pub struct Keys {
     /// Drawn when the first key is asked for.
     seeds: Option<[u64; 2]>,
+    /// What flash knows of them was read.
+    read: bool,
     names: BTreeMap<KeyHash, Name>,
     /// In the order in which they came; one that stands in `names` with another name was put again since.
     order: VecDeque<(KeyHash, Name)>,
@@ -71,6 +74,18 @@ impl Keys {
         debug_assert!(self.names.len() <= self.order.len() && self.order.len() <= KEYS_MAX);
     }
 
+    /// Storage failed, or does not fail any more: a record that waits for flash has another name.
+    pub fn on_moved(&mut self, draft: &Draft, name: Name) {
+        if let Some(key) = draft.key.as_deref().filter(|_| self.seeds.is_some()) {
+            self.insert(key, name);
+        }
+    }
+
+    /// Only now the lane's files are known.
+    pub fn read_again(&mut self) {
+        self.read = false;
+    }
+
     /// These are lost or refused: handed in again they are new records.
     pub fn forget(&mut self, epoch: Epoch, seqs: RangeInclusive<Seq>) {
         let stays = |name: &Name| name.0 != epoch || !seqs.contains(&name.1);
@@ -96,6 +111,8 @@ impl Lane {
     pub(super) fn known<D: Disk>(&mut self, io: &mut Io<D>, key: &str) -> Option<Name> {
         if self.keys.seeds.is_none() {
             self.keys.seeds = Some([io.rng.u64(..), io.rng.u64(..)]);
+        }
+        if !std::mem::replace(&mut self.keys.read, true) {
             self.read_keys(io);
         }
         let (epoch, seq) = self.keys.get(key)?;

@@ -10,9 +10,7 @@ use super::segments::Segment;
 impl Lane {
     /// The record at a position, from RAM or flash; `None` where it cannot be read.
     pub(super) fn look_up<D: Disk>(&self, io: &mut Io<D>, log: usize, position: u64) -> Option<Draft> {
-        if log + 1 == self.logs.len()
-            && let Some((_, draft)) = self.tail.iter().find(|(at, _)| *at == position)
-        {
+        if let Some(draft) = self.logs[log].recent.get(position) {
             return Some(draft.clone());
         }
         let origin = self.logs[log].origin;

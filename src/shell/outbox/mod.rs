@@ -15,8 +15,9 @@ use crate::config::Commit;
 use crate::outbox::dead::DEAD_LANE;
 use crate::outbox::disk::Disk;
 use crate::outbox::expiry::Clock;
-use crate::outbox::{LaneId, Outbox, PushError};
-use crate::record::{Epoch, Fetch, Item, Offer, Seq, Why};
+use crate::outbox::{Event, LaneId, Outbox, PushError};
+use crate::record::{Epoch, Fetch, Item, LaneName, Offer, Seq, Why};
+use crate::shell::EventHook;
 use crate::shell::board::Board;
 use crate::shell::clock;
 use crate::shell::disk::SyncTimes;
@@ -29,6 +30,9 @@ use waiters::{Waiters, Watched};
 const MEASURE_INTERVAL: Duration = Duration::from_millis(50);
 /// What the load's lists keep between loads.
 const LOAD_KEPT: usize = 256;
+
+/// The answer to a put that flash did not take.
+const IN_RAM_ONLY: &str = "the storage fails: kept in RAM only, and sent if the power stays";
 
 /// Whom the outbox thread talks to.
 pub struct Setup {
@@ -44,6 +48,8 @@ pub struct Setup {
     pub board: Arc<Board>,
     /// How long the disk's syncs take.
     pub sync_times: Arc<SyncTimes>,
+    /// Called with kind and detail of what is worth a record on topic `$event`.
+    pub event: EventHook,
 }
 
 /// Runs the thread's life: until told to stop, then everything in RAM goes to flash.
@@ -119,6 +125,10 @@ impl<D: Disk> Keeper<D> {
         let now = clock::now();
         if self.outbox.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.outbox.handle_timeout(now);
+        }
+        while let Some(Event { kind, detail }) = self.outbox.poll_event() {
+            log::warn!(target: "outbox", "{kind} {detail}");
+            (self.setup.event)(kind, &detail);
         }
         let (boot, boot_ms) = (self.setup.boot, now.as_millis());
         self.outbox.handle_clock(Clock { boot, boot_ms, wall_ms: clock::wall_ms_if_set() });
@@ -222,13 +232,24 @@ impl<D: Disk> Keeper<D> {
         let (epoch, seq) = self.outbox.push(lane, draft, now).map_err(words)?;
         let sync = match self.outbox.commit_mode(lane) {
             Commit::Sync => true,
-            Commit::Group => false,
+            Commit::Group | Commit::RamFirst => false,
         };
         let answer_after_commit = match wait {
             None => sync,
             Some(Wait::Committed) => true,
             Some(Wait::Accepted | Wait::Delivered) => false,
         };
+        if self.outbox.is_acked(lane, epoch, seq) {
+            // Put again under the key of a record that has arrived.
+            let answer = match wait {
+                Some(Wait::Delivered) => Answer::Delivered,
+                Some(Wait::Accepted | Wait::Committed) | None if answer_after_commit => Answer::Committed,
+                Some(Wait::Accepted | Wait::Committed) | None => Answer::Accepted,
+            };
+            let lane = Some(self.outbox.lane_name(lane).clone());
+            outcomes.extend(ticket.map(|ticket| Outcome { ticket, answer, lane, epoch, seq }));
+            return Ok(());
+        }
         let due = sync || answer_after_commit || self.outbox.is_due(lane);
         if due && !lanes.contains(&lane) {
             lanes.push(lane);
@@ -237,11 +258,6 @@ impl<D: Disk> Keeper<D> {
         if answer_after_commit {
             self.taken.push(Taken { ticket, lane, epoch, seq, boot_ms });
         } else if let (Some(Wait::Delivered), Some(ticket)) = (wait, ticket) {
-            if self.outbox.is_acked(lane, epoch, seq) {
-                // Put again under the key of a record that has arrived.
-                outcomes.push(Outcome { ticket, answer: Answer::Delivered, lane: Some(lane_name()), epoch, seq });
-                return Ok(());
-            }
             self.waiters.add((lane_name(), epoch), seq, ticket);
         } else if let Some(ticket) = ticket {
             outcomes.push(Outcome { ticket, answer: Answer::Accepted, lane: Some(lane_name()), epoch, seq });
@@ -255,18 +271,22 @@ impl<D: Disk> Keeper<D> {
     /// One commit a lane; then everyone who waited for it hears of it.
     fn commit(&mut self, lanes: &[LaneId], outcomes: &mut Vec<Outcome>) {
         for lane in lanes {
+            let (epoch, _) = self.outbox.committed(*lane);
             let result = self.outbox.commit(*lane);
             let now = clock::now();
+            if self.outbox.committed(*lane).0 != epoch {
+                self.on_moved((self.outbox.lane_name(*lane).clone(), epoch), outcomes);
+            }
             let mut sampled = false;
             for taken in self.taken.iter().filter(|taken| taken.lane == *lane) {
-                // A batch that was full may have been committed before the commit that failed.
-                let committed = result.is_ok() || self.outbox.is_committed(*lane, taken.epoch, taken.seq);
-                let answer = match result {
-                    Err(error) if !committed => {
-                        let (code, message) = words(error);
-                        Answer::Error(code, message)
-                    }
-                    Ok(()) | Err(_) => Answer::Committed,
+                // A batch that was full may have been committed before the commit that failed; and what was put again
+                // under its key may be in RAM only since before.
+                let committed = self.outbox.is_committed(*lane, taken.epoch, taken.seq);
+                let answer = if committed {
+                    Answer::Committed
+                } else {
+                    let (code, message) = words(result.err().unwrap_or(PushError::Degraded));
+                    Answer::Error(code, message)
                 };
                 if committed && !mem::replace(&mut sampled, true) {
                     // The first of a load has waited longest.
@@ -280,6 +300,14 @@ impl<D: Disk> Keeper<D> {
         }
         self.taken.clear();
         self.taken.shrink_to(LOAD_KEPT);
+    }
+
+    /// What was not yet on flash has other numbers now, in RAM.
+    fn on_moved(&mut self, name: (LaneName, Epoch), outcomes: &mut Vec<Outcome>) {
+        let next = self.outbox.next(&name.0, name.1);
+        let answer = Answer::Error("degraded", IN_RAM_ONLY.into());
+        self.waiters.answer(&name, next..=Seq::MAX, &answer, outcomes);
+        self.waiters.unwatch_from(&name, next);
     }
 
     fn fetch(&mut self, outcomes: &mut Vec<Outcome>) -> Vec<(Fetch, Vec<Item>)> {
@@ -358,6 +386,6 @@ fn words(error: PushError) -> (&'static str, String) {
     match error {
         PushError::Full => ("full", "the lane is full".into()),
         PushError::TooLarge => ("too_large", "the record is larger than record_bytes_max".into()),
-        PushError::Degraded => ("degraded", "the storage does not take it now".into()),
+        PushError::Degraded => ("degraded", IN_RAM_ONLY.into()),
     }
 }
