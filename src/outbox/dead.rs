@@ -163,6 +163,8 @@ impl<D: Disk> Outbox<D> {
         }
         self.note_refusal(lane, log, position, reason);
         self.lanes[lane].logs[log].runs.fill(position, position, Why::Rejected);
+        // Nobody repeats this refusal, as a server does its own.
+        self.dead.commit(&mut self.io);
     }
 
     /// Counts a refusal and keeps the record.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod model;
+mod weights;
 
 use std::sync::Arc;
 
