@@ -45,8 +45,10 @@ fn segment_bytes(record_bytes_max: u32) -> u32 {
     (pages_for(HEADER_BYTES_MAX + letter) + 1).max(4) * PAGE_BYTES as u32
 }
 
-fn is_own(file: &Entry) -> bool {
-    parse_segment_name(&file.name).is_some_and(|(lane, _)| lane.as_str() == DEAD_LANE)
+/// Number and size, if it is one of ours.
+fn own_segment(file: &Entry) -> Option<(u32, u64)> {
+    let (lane, number) = parse_segment_name(&file.name)?;
+    (lane.as_str() == DEAD_LANE).then_some((number, file.bytes))
 }
 
 fn name() -> LaneName {
@@ -67,8 +69,14 @@ pub struct DeadLetters {
 
 impl DeadLetters {
     /// Opens what lies there.
-    pub fn open<D: Disk>(io: &mut Io<D>, config: &Config, files: &[Entry], report: &mut Report) -> Self {
-        let files: Vec<Entry> = files.iter().filter(|file| is_own(file)).cloned().collect();
+    pub fn open<D: Disk>(
+        io: &mut Io<D>,
+        config: &Config,
+        segments: &[(LaneName, u32, u64)],
+        report: &mut Report,
+    ) -> Self {
+        let own_files = segments.iter().filter(|(lane, ..)| lane.as_str() == DEAD_LANE);
+        let files: Vec<(u32, u64)> = own_files.map(|(_, number, bytes)| (*number, *bytes)).collect();
         let own = config.lanes.iter().find(|lane| lane.name.as_str() == DEAD_LANE).cloned();
         let segment_bytes = segment_bytes(config.record_bytes_max);
         let headroom_bytes_min = config.headroom_bytes_min;
@@ -79,10 +87,10 @@ impl DeadLetters {
         dead
     }
 
-    fn begin<D: Disk>(&mut self, io: &mut Io<D>, files: &[Entry], report: &mut Report) -> &mut Lane {
+    fn begin<D: Disk>(&mut self, io: &mut Io<D>, files: &[(u32, u64)], report: &mut Report) {
         let mut lane = Lane::new(name(), self.config.clone(), self.segment_bytes, self.headroom_bytes_min);
         lane.recover(io, files, report);
-        self.lane.insert(lane)
+        self.lane = Some(lane);
     }
 
     /// Takes a letter; on flash with the next [`DeadLetters::commit`]. Its record was handed in as `draft`.
@@ -93,7 +101,7 @@ impl DeadLetters {
         if self.lane.is_none() {
             // The folder may not have been readable at the start: what lies in it is never overwritten.
             let files = io.disk.list().map_err(|_| PushError::Degraded)?;
-            let files: Vec<Entry> = files.into_iter().filter(is_own).collect();
+            let files: Vec<(u32, u64)> = files.iter().filter_map(own_segment).collect();
             self.begin(io, &files, &mut Report::default());
         }
         let Some(lane) = &mut self.lane else { return Ok(()) };
