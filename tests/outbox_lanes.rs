@@ -339,7 +339,11 @@ fn keys_belong_to_their_lane_and_a_full_lane_still_answers() {
     let first = bench.put_key("first", "text");
     let mut last = first;
     for n in 0.. {
-        match bench.outbox.push(LANE, Draft { key: Some(format!("k{n}")), ..draft(&"x".repeat(1000)) }, Instant::default()) {
+        match bench.outbox.push(
+            LANE,
+            Draft { key: Some(format!("k{n}")), ..draft(&"x".repeat(1000)) },
+            Instant::default(),
+        ) {
             Ok(name) => last = name,
             Err(error) => {
                 assert_eq!(error, PushError::Full);
@@ -410,7 +414,14 @@ fn full_dead_letters_give_up_their_oldest_and_stay_within_their_bound() {
     let dead = bench.outbox.lanes_status(None)[1].clone();
     assert_eq!(dead.depth + dead.overflowed, refused);
     assert!(dead.depth >= 2 && dead.overflowed > 0, "{dead:?}");
-    let sizes: Vec<usize> = bench.outbox.disk_mut().image().into_iter().filter(|(name, _)| name.starts_with("dead.")).map(|(_, bytes)| bytes.len()).collect();
+    let sizes: Vec<usize> = bench
+        .outbox
+        .disk_mut()
+        .image()
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("dead."))
+        .map(|(_, bytes)| bytes.len())
+        .collect();
     assert_eq!(sizes.len(), 2, "two segments, whatever less is asked for: {sizes:?}");
     assert_eq!(bench.status().rejected, refused);
 }

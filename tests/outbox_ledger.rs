@@ -321,7 +321,8 @@ impl World {
     fn damage(&mut self) {
         let offers = self.outbox().offers();
         let held = |name: &Name| offers.iter().any(|offer| offer.epoch == name.0 && name.1 >= offer.first);
-        let held: Vec<Name> = self.puts.iter().filter(|(name, put)| put.committed && held(name)).map(|(n, _)| *n).collect();
+        let held: Vec<Name> =
+            self.puts.iter().filter(|(name, put)| put.committed && held(name)).map(|(n, _)| *n).collect();
         let Some(name) = self.rng.choice(&held).copied() else { return };
         let text = self.puts[&name].draft.body.as_bytes().to_vec();
         let image = self.outbox().disk_mut().image();

@@ -396,8 +396,7 @@ impl Session {
     fn ask(&mut self, message_bytes_max: usize) {
         let window = self.window();
         let batch = Load {
-            // About a second's worth: what is fetched waits for no lane that comes later.
-            records: u64::from(self.batch_records_max).min(self.pace.records_per_s()),
+            records: self.batch_records_max.into(),
             bytes: u64::from(self.config.batch_bytes_max).min(message_bytes_max as u64).max(1),
         };
         // Not for every crumb that an ack frees (RFC 9293 § 3.8.6.2): a batch, or a quarter of a smaller window.
@@ -410,7 +409,9 @@ impl Session {
             let in_turn = (0..self.cursors.len()).map(|step| (self.turn_to_ask + step) % self.cursors.len());
             let asks = |index: &usize| self.cursors[*index].wants_fetch() && self.shares.may_ask(*index);
             let Some(index) = in_turn.into_iter().find(asks) else { return };
-            let limit = batch.min(room);
+            // About a second's worth, where the server sets a pace: a lane that comes later waits no longer.
+            let paced = Load { records: batch.records.min(self.pace.records_per_s()), ..batch };
+            let limit = paced.min(room);
             room = room.without(limit);
             let fetch = self.cursors[index].ask(self.number, limit);
             self.outputs.push_back(Output::Fetch(fetch));

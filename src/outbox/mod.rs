@@ -298,9 +298,7 @@ impl<D: Disk> Outbox<D> {
     /// Whether this record reached flash: what was pushed before a commit that failed may have, or may not.
     pub fn is_committed(&self, lane: LaneId, epoch: Epoch, seq: Seq) -> bool {
         let logs = &self.lanes[usize::from(lane.0)].logs;
-        logs.iter().any(|log| {
-            log.epoch == epoch && log.leave != Leave::AtOnce && log.reached_flash(seq + log.base)
-        })
+        logs.iter().any(|log| log.epoch == epoch && log.leave != Leave::AtOnce && log.reached_flash(seq + log.base))
     }
 
     /// Whether this record is acked upstream, or of an epoch that is over.

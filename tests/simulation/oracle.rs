@@ -133,10 +133,14 @@ impl Oracle {
                 Entry::Gap { .. } | Entry::Record { .. } | Entry::Refusal { .. } => None,
             })
         };
-        let refused: BTreeSet<&str> = server.log.iter().filter_map(|entry| match entry {
-            Entry::Refusal { text, .. } => Some(text.as_str()),
-            Entry::Gap { .. } | Entry::Record { .. } => None,
-        }).collect();
+        let refused: BTreeSet<&str> = server
+            .log
+            .iter()
+            .filter_map(|entry| match entry {
+                Entry::Refusal { text, .. } => Some(text.as_str()),
+                Entry::Gap { .. } | Entry::Record { .. } => None,
+            })
+            .collect();
         for (text, fact) in &self.facts {
             let gap = gap_of(fact.name);
             if stored.contains(text.as_str()) || refused.contains(text.as_str()) {

@@ -19,10 +19,24 @@ pub fn is_refused(text: &str) -> bool {
 /// What the server has taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
-    Record { epoch: u64, seq: u64, text: String },
-    Gap { epoch: u64, from: u64, to: u64, why: String, count: u64 },
+    Record {
+        epoch: u64,
+        seq: u64,
+        text: String,
+    },
+    Gap {
+        epoch: u64,
+        from: u64,
+        to: u64,
+        why: String,
+        count: u64,
+    },
     /// A record that will never be stored.
-    Refusal { epoch: u64, seq: u64, text: String },
+    Refusal {
+        epoch: u64,
+        seq: u64,
+        text: String,
+    },
 }
 
 impl Entry {
@@ -116,7 +130,12 @@ impl Server {
                 });
                 let rejected = hello.lanes.iter().flat_map(|lane| {
                     let refused = self.refused(lane.epoch, lane.first);
-                    refused.map(|seq| Rejected { lane: lane.lane.clone(), epoch: lane.epoch, seq, reason: REASON.into() })
+                    refused.map(|seq| Rejected {
+                        lane: lane.lane.clone(),
+                        epoch: lane.epoch,
+                        seq,
+                        reason: REASON.into(),
+                    })
                 });
                 let welcome = Welcome {
                     session: format!("s{conn}"),

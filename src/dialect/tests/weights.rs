@@ -80,7 +80,8 @@ impl Narrow {
                     let index = NAMES.iter().position(|name| *name == lane.as_str()).unwrap();
                     let bytes = records.iter().map(|r| (r.topic.len() + r.body.as_bytes().len()) as u64);
                     let cost = bytes.sum::<u64>() + RECORD_COST * records.len() as u64;
-                    let before = self.wire.iter().rfind(|sent| sent.0 == index).map_or(self.stored[index], |sent| sent.1);
+                    let before =
+                        self.wire.iter().rfind(|sent| sent.0 == index).map_or(self.stored[index], |sent| sent.1);
                     assert_eq!(records[0].seq, before + 1, "the order inside a lane stays");
                     self.wire.push_back((index, records[records.len() - 1].seq, cost));
                 }
