@@ -59,6 +59,8 @@ struct World {
     puts: BTreeMap<Name, Put>,
     texts: u64,
     uncommitted: Vec<Name>,
+    /// Of no known name.
+    moved: Vec<Put>,
     server: BTreeMap<u64, Stored>,
     /// Seen by this process: it counts each once.
     expired: BTreeSet<Name>,
@@ -99,6 +101,7 @@ impl World {
             puts: BTreeMap::new(),
             texts: 0,
             uncommitted: Vec::new(),
+            moved: Vec::new(),
             server: BTreeMap::new(),
             expired: BTreeSet::new(),
             corrupt: BTreeSet::new(),
@@ -190,10 +193,14 @@ impl World {
     }
 
     fn commit(&mut self) {
-        if self.outbox().commit(LANE).is_err() {
-            return;
-        }
+        let all = self.outbox().commit(LANE).is_ok();
         for name in std::mem::take(&mut self.uncommitted) {
+            if !self.outbox().is_committed(LANE, name.0, name.1) {
+                assert!(!all, "{name:?} was to be committed");
+                // Burnt, or in RAM only, under a name that the outbox alone knows.
+                self.moved.extend(self.puts.remove(&name));
+                continue;
+            }
             let put = self.puts.get_mut(&name).expect("it was put");
             put.committed = true;
             if let Some(key) = put.draft.key.clone() {
@@ -261,6 +268,10 @@ impl World {
         assert_eq!(item.first(), stored.taken + 1, "contiguous");
         match item {
             Item::Record(record) => {
+                let moved = self.moved.iter().position(|put| put.draft.body == record.body);
+                if let Some(index) = moved {
+                    self.puts.insert((epoch, record.seq), self.moved.swap_remove(index));
+                }
                 let put = &self.puts[&(epoch, record.seq)];
                 assert_eq!(record.body, put.draft.body, "never another record");
                 assert!(!clock.has_expired(&put.draft), "too old: {record:?}");
