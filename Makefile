@@ -1,4 +1,4 @@
-# backhaul: demo, test, lint, build, install. Each target first installs the Debian packages it misses (deploy/need).
+# backhaul: demo, test, powercut, lint, build, install. Each target first installs the Debian packages it misses (deploy/need).
 
 CARGO ?= cargo
 PREFIX ?= /usr
@@ -7,7 +7,7 @@ DESTDIR ?=
 AGENT = target/release/backhaul
 NEED = sh deploy/need
 
-.PHONY: all build demo test lint install clean FORCE
+.PHONY: all build demo test powercut powercut-long lint install clean FORCE
 
 all: build
 
@@ -26,6 +26,18 @@ demo:
 test:
 	@$(NEED) pkg-config libssl-dev openssl python3
 	@CARGO="$(CARGO)" sh tests/parts
+
+# The power-cut campaign: every short string of operations, cut at every call to the disk. CI's part, SECONDS of it;
+# POWERCUT='…' replays one state.
+SECONDS ?= 540
+powercut:
+	@$(NEED) pkg-config libssl-dev
+	POWERCUT_SECONDS=$(SECONDS) $(CARGO) test --profile powercut --test powercut -- --nocapture
+
+# 10⁹ states and more: a day on two cores. Stopped, it goes on where it was.
+powercut-long:
+	@$(NEED) pkg-config libssl-dev
+	POWERCUT_LONG=1 $(CARGO) test --profile powercut --test powercut nothing_promised -- --nocapture
 
 lint:
 	@$(NEED) pkg-config libssl-dev

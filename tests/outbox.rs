@@ -515,3 +515,98 @@ fn a_lane_that_is_not_configured_any_more_is_drained_then_removed() {
     let image = outbox.into_disk().image();
     assert!(image.keys().all(|name| !name.starts_with("telemetry")), "{:?}", image.keys());
 }
+
+/// Opens what a kill left of making a segment, commits into it, and cuts the power: the file must still be there.
+#[test]
+fn what_is_committed_after_a_kill_lies_in_a_file_that_the_folder_knows() {
+    let config = config(2, Overflow::DropOldest);
+    for (before, calls) in (0..4).flat_map(|before| (0..6).map(move |calls| (before, calls))) {
+        let (mut outbox, _) = Outbox::open(SimDisk::default(), &config, 1);
+        for n in 0..before {
+            outbox.push(LANE, draft(format!("{n}")), Instant::default()).expect("room");
+            outbox.commit(LANE).expect("a disk that works");
+        }
+        let disk = outbox.disk_mut();
+        disk.cut_after = Some(disk.calls + calls);
+        let _ = outbox.push(LANE, draft("while it is killed".into()), Instant::default());
+        let _ = outbox.commit(LANE);
+        let mut disk = outbox.into_disk();
+        disk.kill();
+        let (mut outbox, _) = Outbox::open(disk, &config, 2);
+        let (_, seq) = outbox.push(LANE, draft("committed".into()), Instant::default()).expect("room");
+        outbox.commit(LANE).expect("a disk that works");
+        let mut disk = outbox.into_disk();
+        disk.power_cut(&mut fastrand::Rng::with_seed(1), |_| Fate::Old);
+        let (mut outbox, _) = Outbox::open(disk, &config, 3);
+        let found = texts(&fetch(&mut outbox, seq));
+        assert_eq!(found.first().map(String::as_str), Some("committed"), "{before} before, killed at call {calls}");
+    }
+}
+
+/// A start in doubt on a disk that takes nothing: what it skips and gives up is reported when storage is back.
+#[test]
+fn what_could_not_be_reserved_at_the_start_is_when_storage_is_back() {
+    let small = Config { segment_bytes: 8192, ..config(1, Overflow::DropOldest) };
+    let (mut outbox, _) = Outbox::open(SimDisk::default(), &small, 1);
+    outbox.push(LANE, draft("promised".into()), Instant::default()).expect("room");
+    outbox.commit(LANE).expect("a disk that works");
+    let disk = outbox.disk_mut();
+    disk.cut_after = Some(disk.calls + 1);
+    outbox.push(LANE, draft("torn".into()), Instant::default()).expect("room");
+    let _ = outbox.commit(LANE);
+    let mut disk = outbox.into_disk();
+    disk.power_cut(&mut fastrand::Rng::with_seed(1), |_| Fate::Garbage);
+    disk.read_only = true;
+    let (mut outbox, _) = Outbox::open(disk, &small, 2);
+    outbox.push(LANE, draft("in RAM".into()), Instant::default()).expect("kept in RAM");
+    assert_eq!(outbox.commit(LANE), Err(PushError::Degraded));
+    outbox.disk_mut().read_only = false;
+    for _ in 0..20 {
+        let Some((at, _)) = outbox.poll_timeout() else { break };
+        outbox.handle_timeout(at);
+    }
+    for offer in outbox.offers() {
+        let named = Fetch {
+            session: 1,
+            lane: offer.lane.clone(),
+            epoch: offer.epoch,
+            from: offer.first,
+            records_max: 1000,
+            bytes_max: 1 << 20,
+        };
+        assert!(!outbox.fetch(&named).is_empty() || offer.sent_max == 0, "nothing leaves of {offer:?}");
+    }
+    let accounted = outbox.offers().iter().map(|offer| offer.next - offer.first).max();
+    assert!(accounted > Some(65_536), "what was skipped is on offer: {:?}", outbox.offers());
+}
+
+/// A log that was drained and closed while storage failed may be found again at the next start; then it must still
+/// know what it sent, or the server's ack looks like someone else's and its records go up once more.
+#[test]
+fn a_closed_log_that_is_found_again_knows_what_it_sent() {
+    let small = Config { segment_bytes: 8192, ..config(1, Overflow::DropOldest) };
+    for (puts, calls) in (1..5).flat_map(|puts| (1..10).map(move |calls| (puts, calls))) {
+        let (mut outbox, _) = Outbox::open(SimDisk::default(), &small, 1);
+        for n in 0..puts {
+            outbox.push(LANE, draft(format!("{n}")), Instant::default()).expect("room");
+            outbox.commit(LANE).expect("a disk that works");
+        }
+        let old = outbox.offers()[0].clone();
+        fetch(&mut outbox, old.first);
+        outbox.disk_mut().read_only = true;
+        outbox.push(LANE, draft("in RAM".into()), Instant::default()).expect("kept in RAM");
+        assert_eq!(outbox.commit(LANE), Err(PushError::Degraded));
+        let acked = old.next - 1;
+        outbox.acked(&old.lane, old.epoch, acked, Instant::default());
+        let (at, _) = outbox.poll_timeout().expect("storage is tried again");
+        let disk = outbox.disk_mut();
+        (disk.read_only, disk.cut_after) = (false, Some(disk.calls + calls));
+        outbox.handle_timeout(at);
+        let mut disk = outbox.into_disk();
+        disk.kill();
+        let (outbox, _) = Outbox::open(disk, &small, 2);
+        for offer in outbox.offers().iter().filter(|offer| offer.epoch == old.epoch) {
+            assert!(acked <= offer.sent_max, "{puts} puts, acked up to {acked}, killed at call {calls}: {offer:?}");
+        }
+    }
+}

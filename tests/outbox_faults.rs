@@ -235,6 +235,9 @@ impl World {
         if let Ok((epoch, seq)) = self.outbox().push(LaneId(lane as u16), draft, now) {
             let names = self.names.entry((name_of(LANES[lane]), epoch)).or_default();
             names.entry(seq).or_default().push(self.puts);
+            if std::env::var_os("TRACE").is_some() {
+                eprintln!("    put {} is {lane} {} {seq}", self.puts, epoch % 1000);
+            }
             self.uncommitted[lane].push(self.puts);
         }
         self.note(lane);
@@ -244,6 +247,9 @@ impl World {
         let result = self.outbox().commit(LaneId(lane as u16));
         self.note(lane);
         let puts = std::mem::take(&mut self.uncommitted[lane]);
+        if std::env::var_os("TRACE").is_some() {
+            eprintln!("    commit {lane} {result:?} {puts:?}");
+        }
         if result.is_err() {
             self.moved[lane].extend(&puts);
         }

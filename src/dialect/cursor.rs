@@ -87,7 +87,7 @@ pub(super) enum Progress {
 }
 
 /// One (lane, epoch).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Cursor {
     pub(super) lane: LaneName,
     pub(super) epoch: Epoch,

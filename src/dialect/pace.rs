@@ -8,7 +8,7 @@ use crate::time::Instant;
 const SLICES_PER_S: u64 = 32;
 
 /// Keeps records below a rate. What was not used is not saved up: an idle minute earns no burst.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Pace {
     /// 0: unlimited.
     records_per_s: u64,

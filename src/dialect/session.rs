@@ -22,7 +22,7 @@ use crate::time::Instant;
 const MESSAGE_BYTES_MIN: u64 = 256;
 
 /// Where a session stands.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Phase {
     /// `hello` is out; only `welcome` may come.
     Greeting,
@@ -36,7 +36,7 @@ enum Phase {
 }
 
 /// One session.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Session {
     config: Arc<Config>,
     number: u64,

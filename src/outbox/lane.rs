@@ -2,6 +2,7 @@
 //! what the bytes mean is `format`'s, numbering is `log`'s, reading is `read`'s and starting is `recover`'s.
 
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 use std::io;
 
 use super::disk::Disk;
@@ -31,6 +32,7 @@ pub const fn waiting_bytes_max(segment_bytes: u32) -> usize {
 }
 
 /// The disk with what all lanes share.
+#[derive(Clone)]
 pub struct Io<D> {
     /// The folder.
     pub disk: D,
@@ -98,6 +100,7 @@ pub enum Reach {
 }
 
 /// One lane.
+#[derive(Clone)]
 pub struct Lane {
     /// Its name.
     pub name: LaneName,
@@ -114,6 +117,8 @@ pub struct Lane {
     pub(super) logs: Vec<Log>,
     /// The newest segment turn.
     pub(super) lap: u32,
+    /// `alive` of the newest log's newest synced header.
+    pub(super) durable_alive: u32,
     pub(super) cursor: Cursor,
     pub(super) keys: Keys,
     acks_since: Option<Instant>,
@@ -145,6 +150,7 @@ impl Lane {
             may_shed: true,
             logs: Vec::new(),
             lap: 0,
+            durable_alive: 0,
             cursor: Cursor::default(),
             keys: Keys::default(),
             acks_since: None,
@@ -376,9 +382,10 @@ impl Lane {
         area: &mut RecordArea,
         purpose: Purpose,
     ) -> io::Result<()> {
+        let alive = self.alive();
         let segment = &mut self.segments[slot];
         let used = segment.used.as_mut().expect("a segment is taken before it is written");
-        let header = self.logs[log].header(&self.name, used.lap, area.count(), area.bytes() as u32);
+        let header = self.logs[log].header(&self.name, used.lap, alive, area.count(), area.bytes() as u32);
         let replaced = used.page >= segment.pages;
         let place = Place { segment: segment.number, page: used.page.min(segment.pages - 1) };
         area.batch(&header, place, &mut io.scratch);
@@ -407,8 +414,12 @@ impl Lane {
         used.records += header.count;
         used.batches += 1;
         used.end = used.end.max(header.next());
+        if log + 1 == self.logs.len() {
+            self.durable_alive = alive;
+        }
         self.logs[log].on_synced(&header, replaced);
-        if self.logs.iter().all(|log| log.acks_lag() == 0) {
+        // What wants a reservation waits for the same deadline: a log whose storage failed at the start, say.
+        if self.logs.iter().all(|log| log.acks_lag() == 0 && !log.wants_reservation()) {
             self.acks_since = None;
         }
         self.shed(io);
@@ -444,7 +455,8 @@ impl Lane {
         io.last_error = error.to_string();
     }
 
-    /// A log goes; its segments are free.
+    /// A log goes; its segments are free, the newest one last (`Segment::lap`): where a start still finds the log, that
+    /// one says how far it was acked and sent; of an older one alone the server would seem to know too much (rule 7).
     pub(super) fn close(&mut self, log: usize) {
         let origin = self.logs.remove(log).origin;
         self.may_shed = true;
@@ -516,6 +528,12 @@ impl Lane {
         if self.logs[log].wants_reservation() {
             self.acks_since.get_or_insert_default();
         }
+    }
+
+    /// See [`super::Outbox::hash_state`].
+    pub(super) fn hash_state<H: Hasher>(&self, state: &mut H) {
+        (&self.segments, &self.logs, self.lap, self.unlisted, &self.failed).hash(state);
+        (self.waiting_since().is_some(), self.acks_since.is_some(), self.failing.is_some()).hash(state);
     }
 
     /// The lane's part of the status. Numbers are the newest epoch's; depth is the lane's.

@@ -18,6 +18,7 @@ mod segments;
 pub mod sim_disk;
 
 use std::collections::VecDeque;
+use std::hash::Hasher;
 use std::time::Duration;
 
 use crate::config;
@@ -55,7 +56,7 @@ pub struct Config {
 pub struct LaneId(pub u16);
 
 /// A record as it is handed in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Draft {
     /// Unix ms, or null while no clock was ever known.
     pub at: Option<u64>,
@@ -86,7 +87,7 @@ impl Draft {
 }
 
 /// Why a record was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PushError {
     /// The lane is full and its overflow policy is `reject`.
     Full,
@@ -128,6 +129,7 @@ pub enum Timer {
 }
 
 /// The outbox.
+#[derive(Clone)]
 pub struct Outbox<D: Disk> {
     io: Io<D>,
     /// Configured lanes in the order of the configuration, then those that are only on flash.
@@ -226,7 +228,7 @@ impl<D: Disk> Outbox<D> {
         // Blanks over a longer old name, so that no truncation is needed.
         let padded = format!("{ours:<width$}", width = read.min(1024));
         let written = self.io.disk.write_at(IDENTITY_FILE, 0, padded.as_bytes());
-        if let Err(error) = written.and_then(|()| self.io.sync(IDENTITY_FILE)).and_then(|()| self.io.disk.sync_dir()) {
+        if let Err(error) = written.and_then(|()| self.io.sync(IDENTITY_FILE)).and_then(|()| self.io.sync_dir()) {
             report.notes.push(format!("{IDENTITY_FILE}: {error}"));
         }
     }
@@ -445,9 +447,20 @@ impl<D: Disk> Outbox<D> {
         self.lanes.iter().chain(&self.dead.lane).map(Lane::ram_bytes).sum()
     }
 
+    /// What decides how it goes on, but for caches, counters and the random generator: for tests that tell states
+    /// apart. The disk is the caller's.
+    pub fn hash_state<H: Hasher>(&self, state: &mut H) {
+        self.lanes.iter().for_each(|lane| lane.hash_state(state));
+    }
+
     /// The disk, for tests and for the shell's own figures.
     pub fn disk_mut(&mut self) -> &mut D {
         &mut self.io.disk
+    }
+
+    /// The disk, to look at.
+    pub fn disk(&self) -> &D {
+        &self.io.disk
     }
 
     /// Gives the disk back: what a power cut leaves.

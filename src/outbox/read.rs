@@ -11,7 +11,7 @@ use super::segments::{Segment, Use, segment_name};
 use crate::record::{Gap, Item, Record, Why};
 
 /// Where the reader stands on flash, and the batch it stands in.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Cursor {
     /// Which segment turn.
     lap: u32,
@@ -148,8 +148,9 @@ impl Lane {
         self.cursor = Cursor { lap: used.lap, oldest_at: self.cursor.oldest_at, ..Cursor::default() };
         let written = if used.page == 0 { segment.pages } else { used.page.min(segment.pages) };
         while page < written {
-            let Some(header) = self.read_header(io, &segment, page).filter(|h| h.lap == used.lap && h.origin == origin)
-            else {
+            // Intact and absurd: what lies here ends before the next segment's first, or before what comes next.
+            let ours = |h: &Header| h.lap == used.lap && h.origin == origin && h.first < used.end;
+            let Some(header) = self.read_header(io, &segment, page).filter(ours) else {
                 page += 1;
                 continue;
             };

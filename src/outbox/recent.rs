@@ -2,6 +2,7 @@
 //! wait for it. One queue: a record that is written does not move.
 
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 
 use super::Draft;
 use super::format::record_bytes;
@@ -19,6 +20,17 @@ pub struct Recent {
     waiting: usize,
     /// What these take there.
     waiting_bytes: usize,
+}
+
+/// Those that wait: the others are on flash as well.
+impl Hash for Recent {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.waiting.hash(state);
+        let first = self.records.len() - self.waiting;
+        for (index, held) in self.records.range(first..).enumerate() {
+            (self.first + (first + index) as u64, &held.draft).hash(state);
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -57,12 +57,16 @@ impl Lane {
         let mut scanned: Vec<(usize, Header, bool)> = Vec::new();
         let mut repairs = Repairs::default();
         let mut unknown = 0;
+        let mut empty = Vec::new();
         for &(number, bytes) in files {
             // Longer than any segment is hostile: what lies behind is left alone.
             let pages = (bytes.min(u64::from(SEGMENT_BYTES_MAX)) / PAGE_BYTES as u64) as u32;
             let mut segment = Segment { number, pages, used: None, lap: 0 };
             match self.scan(io, &segment) {
-                Scan::Empty => {}
+                Scan::Empty => {
+                    empty.push(segment);
+                    continue;
+                }
                 Scan::Remake { unknown: lost } => {
                     unknown += u64::from(lost);
                     if lost {
@@ -76,6 +80,12 @@ impl Lane {
             }
             self.segments.push(segment);
         }
+        // Killed between making a file and syncing the folder: a later power cut takes the file, whatever was synced
+        // in it. Only what the folder durably knows may be written.
+        match if empty.is_empty() { Ok(()) } else { io.sync_dir() } {
+            Ok(()) => self.segments.append(&mut empty),
+            Err(error) => notes.push(format!("lane {}: the folder cannot be synced: {error}", self.name)),
+        }
         scanned.sort_by_key(|(_, header, _)| header.lap);
         self.lap = scanned.last().map_or(0, |(_, header, _)| header.lap);
         self.may_shed = true;
@@ -85,11 +95,16 @@ impl Lane {
             origins.retain(|origin| *origin != header.origin);
             origins.push(header.origin);
         }
-        // Oldest log first: in the order of their newest segments.
-        for (index, origin) in origins.iter().enumerate() {
+        // Oldest log first: in the order of their newest segments. The newest one says which others are done with.
+        for (index, origin) in origins.iter().enumerate().rev() {
             let own: Vec<_> = scanned.iter().filter(|(_, header, _)| header.origin == *origin).collect();
             let newest = index + 1 == origins.len();
-            let mut own_repairs = self.recover_log(io, &own, newest, if newest { unknown } else { 0 }, notes);
+            if own.last().is_some_and(|(_, header, _)| header.lap < self.durable_alive) {
+                own.iter().for_each(|(index, header, _)| self.segments[*index].lap = header.lap);
+                continue;
+            }
+            let all = newest.then_some(scanned.as_slice());
+            let mut own_repairs = self.recover_log(io, &own, all, if newest { unknown } else { 0 }, notes);
             if newest {
                 repairs.doubt = own_repairs.doubt;
                 repairs.leftovers = own_repairs.leftovers;
@@ -112,6 +127,11 @@ impl Lane {
     fn prepare<D: Disk>(&mut self, io: &mut Io<D>, repairs: Repairs, notes: &mut Vec<String>) {
         let Repairs { doubt, mut suspects, mut remake, leftovers } = repairs;
         if self.logs.is_empty() {
+            // Damaged while it was filled it may be short, too: made anew, it is as long as any.
+            let pages = self.segment_bytes / PAGE_BYTES as u32;
+            for segment in self.segments.iter_mut().filter(|segment| suspects.contains(&segment.number)) {
+                segment.pages = segment.pages.max(pages);
+            }
             remake.append(&mut suspects);
         }
         self.remake(io, &remake, notes);
@@ -120,13 +140,15 @@ impl Lane {
             notes.push(format!("lane {}: nothing can be written: {}", self.name, io.last_error));
         }
         // Where a new lap may have begun, it goes on behind the damage; what it was stays to be seen until then.
-        let taken = suspects.first().and_then(|number| self.segments.iter().position(|s| s.number == *number));
+        let behind = |number: &u32| self.segments.iter().position(|s| s.number == *number && s.pages > 1);
+        let taken = suspects.iter().find_map(behind);
         if let Some(index) = taken {
+            suspects.retain(|number| *number != self.segments[index].number);
             self.take(index, self.logs.len() - 1);
             self.segments[index].used.as_mut().expect("just taken").page = 1;
         }
         if !(doubt || taken.is_some()) || self.write_repair(io) {
-            self.remake(io, suspects.get(1..).unwrap_or_default(), notes);
+            self.remake(io, &suspects, notes);
             if (leftovers || doubt || taken.is_some())
                 && let Err(error) = self.scrub(io, taken.is_some())
             {
@@ -208,12 +230,12 @@ impl Lane {
         }
     }
 
-    /// One log from its segments, in the order of their laps.
+    /// One log from its segments, in the order of their laps; the newest log gets `all` segments of the lane.
     fn recover_log<D: Disk>(
         &mut self,
         io: &mut Io<D>,
         own: &[&(usize, Header, bool)],
-        newest_log: bool,
+        all: Option<&[(usize, Header, bool)]>,
         unknown: u64,
         notes: &mut Vec<String>,
     ) -> Repairs {
@@ -231,7 +253,7 @@ impl Lane {
         let acked = highest(|header| header.acked);
         let floor = top.floor.max(acked);
         let last = highest(|header| header.next() - 1).max(floor);
-        let mut log = Log::new(top.origin, top.epoch, if newest_log { self.leave() } else { Leave::Durable });
+        let mut log = Log::new(top.origin, top.epoch, all.map_or(Leave::Durable, |_| self.leave()));
         log.base = top.base.min(acked);
         log.acked = acked;
         log.floor = floor;
@@ -261,7 +283,13 @@ impl Lane {
                     log.runs.fill(*position, *position, if *damaged { Why::Unknown } else { Why::Torn });
             }
         }
-        let suspects = self.place(own, &walk, &log);
+        let mut suspects = self.place(own, &walk, &log);
+        if let Some(all) = all {
+            self.durable_alive = top.alive;
+            // What is left of a log that is done with does not say that nothing was written over it since.
+            let dead = all.iter().filter(|(_, header, bad)| *bad && header.origin != top.origin && header.lap < top.alive);
+            suspects.extend(dead.map(|(index, ..)| self.segments[*index].number));
+        }
         let doubt = walk.tail_bad || unknown > 0 || !suspects.is_empty();
         if doubt || top.eager {
             let steps = unknown + u64::from(doubt);
@@ -280,7 +308,7 @@ impl Lane {
         }
         log.sent_max = log.next - 1;
         log.check_invariants();
-        self.logs.push(log);
+        self.logs.insert(0, log);
         Repairs { doubt, suspects, leftovers: walk.leftovers, ..Repairs::default() }
     }
 
@@ -352,20 +380,24 @@ impl Lane {
     ) -> Vec<(u64, bool)> {
         let payload = self.read_batch(io, segment, page, header.pages());
         let slots = format::records(header, &payload);
+        if slots.iter().all(|slot| matches!(slot, Slot::Intact(_))) {
+            return Vec::new();
+        }
+        // Each page once, however many records lie in it.
+        let ends = segment.pages.min(page.saturating_add(header.pages()));
+        let never_written: Vec<bool> = (page..ends)
+            .map(|at| match self.read_page(io, segment, at).1 {
+                Page::Zero => true,
+                Page::Written { lap } => lap < header.lap,
+                Page::Bad => false,
+            })
+            .collect();
         let mut lost = Vec::new();
         for (position, slot) in (header.first..).zip(slots) {
             let Slot::Damaged(bytes) = slot else { continue };
             let (from, to) = (bytes.start / format::PAYLOAD_BYTES, bytes.end.saturating_sub(1) / format::PAYLOAD_BYTES);
-            let never_written = (from..=to).any(|index| {
-                let at = page + index as u32;
-                at < segment.pages
-                    && match self.read_page(io, segment, at).1 {
-                        Page::Zero => true,
-                        Page::Written { lap } => lap < header.lap,
-                        Page::Bad => false,
-                    }
-            });
-            lost.push((position, !never_written));
+            let damaged = !(from..=to).any(|index| never_written.get(index) == Some(&true));
+            lost.push((position, damaged));
         }
         lost
     }

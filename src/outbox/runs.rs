@@ -13,7 +13,7 @@ pub const fn is_found_again(why: Why) -> bool {
 }
 
 /// The runs of one log above what is acked.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Runs(Vec<Run>);
 
 impl Runs {
