@@ -15,7 +15,7 @@ const QUESTION_COST: u64 = 16;
 const SCALE: u64 = 1 << 10;
 
 /// One lane.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Share {
     weight: u64,
     /// What it was given so far, by weight; while it has nothing to send it stands still.
@@ -27,7 +27,7 @@ struct Share {
 }
 
 /// The lanes in the order of the session's cursors.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Shares {
     shares: Vec<Share>,
     /// Where the lane stood that asked last: whoever begins to wait begins there.

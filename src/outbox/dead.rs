@@ -56,6 +56,7 @@ fn name() -> LaneName {
 }
 
 /// The dead letters' lane, if it may be there or is.
+#[derive(Clone)]
 pub struct DeadLetters {
     /// `None`: switched off; what lies there stays.
     config: Option<config::Lane>,

@@ -30,7 +30,7 @@ type KeyHash = u128;
 type Name = (Epoch, Seq);
 
 /// The keys of one lane.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Keys {
     /// Drawn when the first key is asked for.
     seeds: Option<[u64; 2]>,
