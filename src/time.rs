@@ -4,6 +4,9 @@
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
+/// Unix ms before which a clock cannot have been set: this code is younger (2026-01-01).
+pub const CLOCK_SET_FLOOR_MS: u64 = 1_767_225_600_000;
+
 /// A point on the boot clock, in microseconds.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct Instant(u64);

@@ -99,6 +99,10 @@ const BAD: &[(&str, usize, &str)] = &[
     ("[outbox]\nsegment_bytes = 12288", 2, "12288 is not within 16384 to "),
     ("[outbox]\nsegment_bytes = 262145", 2, "262145 is not a multiple of 4096"),
     ("[outbox]\nheadroom_bytes_min = -1", 2, "-1 is not within 0 to "),
+    ("[outbox]\ndead_letters_bytes_max = -1", 2, "-1 is not within 0 to "),
+    ("[[lane]]\nname = 'a'\nweight = 0", 3, "0 is not within 1 to 1000"),
+    ("[[lane]]\nname = 'a'\nttl_s = -1", 3, "-1 is not within 0 to 4294967295"),
+    ("[[lane]]\nname = 'dead'", 2, "\"dead\" is where refused records lie"),
     ("[[lane]]\nname = 'a'\nbytes_max = 300000", 3, "does not hold two segments of 262144 bytes"),
     ("[[lane]]\nname = 'a'\ncommit_ms = 0", 3, "0 is not within 10 to "),
     ("[[lane]]\nname = 'a'\ncommit_bytes = 0", 3, "0 is not within 1 to "),
@@ -255,7 +259,7 @@ fn prints_what_is_effective_and_its_bounds_as_a_configuration_again() {
     let file = folder.file("backhaul.toml", base("[[lane]]\nname = 'a'\nbytes_max = 1000000\n"));
     let (code, out, _) = check(&file);
     assert_eq!(code, 0);
-    for part in ["# device gw-1\n", "# memory, at most\n", "# flash, at most\n", "#   lane a "] {
+    for part in ["# device gw-1\n", "# memory, at most\n", "# flash, at most\n", "#   lane a ", "#   dead letters "] {
         assert!(out.contains(part), "{part}\n{out}");
     }
     // In whole segments.

@@ -151,6 +151,7 @@ impl Crew {
         let dir = config.outbox.dir.clone();
         let disk = RealDisk::new(&dir);
         let keeper = keeper::Setup {
+            boot: process.boot,
             inbox: Arc::clone(&self.inbox),
             uplink: Arc::clone(&self.uplink),
             local: Arc::clone(&self.local),

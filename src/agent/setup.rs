@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::config::bounds::bounds;
 use crate::config::target::Target;
 use crate::config::{Config, Endpoint};
+use crate::outbox::dead::with_dead_letters;
 use crate::outbox::{self, Draft};
 use crate::record::Body;
 use crate::shell::EventHook;
@@ -29,7 +30,7 @@ pub(super) struct Process {
     /// Random per start: stands in `hello`.
     nonce: String,
     /// The boot's id, folded.
-    boot: u32,
+    pub(super) boot: u32,
     /// The machine's id; empty where there is none.
     machine: String,
 }
@@ -53,7 +54,7 @@ pub(super) fn outbox(config: &Config, device: &str, process: &Process) -> outbox
         segment_bytes: config.outbox.segment_bytes,
         headroom_bytes_min: config.outbox.headroom_bytes_min,
         record_bytes_max: config.local.record_bytes_max,
-        lanes: config.lanes.clone(),
+        lanes: with_dead_letters(&config.lanes, config.outbox.dead_letters_bytes_max),
         device: device.into(),
         machine: process.machine.clone(),
     }
@@ -136,6 +137,7 @@ pub(super) fn uplink(
         window_bytes: upstream.window_bytes,
         batch_bytes_max: upstream.batch_bytes_max,
         ack_timeout_ms: upstream.ack_timeout_ms,
+        weights: config.lanes.iter().map(|lane| (lane.name.clone(), lane.weight)).collect(),
         endpoint_urls: urls(config),
     };
     uplink::Setup {

@@ -3,6 +3,7 @@
 
 use super::Config;
 use crate::outbox;
+use crate::outbox::dead::{dead_letters_bytes_max, with_dead_letters};
 use crate::shell::{local, uplink};
 
 /// Bytes by part; the sums are the bounds.
@@ -27,7 +28,7 @@ fn memory(config: &Config) -> Vec<(&'static str, u64)> {
         segment_bytes: config.outbox.segment_bytes,
         headroom_bytes_min: config.outbox.headroom_bytes_min,
         record_bytes_max: config.local.record_bytes_max,
-        lanes: config.lanes.clone(),
+        lanes: with_dead_letters(&config.lanes, config.outbox.dead_letters_bytes_max),
         device: String::new(),
         machine: String::new(),
     };
@@ -43,6 +44,7 @@ fn flash(config: &Config) -> Vec<(String, u64)> {
     let segment = u64::from(config.outbox.segment_bytes);
     let lane = |lane: &super::Lane| (format!("lane {}", lane.name), lane.bytes_max / segment * segment);
     let lanes = config.lanes.iter().map(lane);
-    // The lock, the commands done and the dead letters' index: a page each.
-    lanes.chain([("other".to_owned(), 4 * 4096)]).collect()
+    let dead = dead_letters_bytes_max(config.outbox.dead_letters_bytes_max, config.local.record_bytes_max);
+    // The lock and the commands done: a page each.
+    lanes.chain([("dead letters".to_owned(), dead), ("other".to_owned(), 4 * 4096)]).collect()
 }

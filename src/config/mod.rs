@@ -241,12 +241,19 @@ pub struct Outbox {
     pub segment_bytes: u32,
     /// Left free on a shared partition.
     pub headroom_bytes_min: u64,
+    /// Bound of the dead letters' files on flash; 0: records that are refused for ever are only counted.
+    pub dead_letters_bytes_max: u64,
 }
 
 impl Default for Outbox {
     fn default() -> Self {
         // headroom: memfaultd's min_headroom_kib
-        Self { dir: "/var/lib/backhaul".into(), segment_bytes: 262_144, headroom_bytes_min: 10 << 20 }
+        Self {
+            dir: "/var/lib/backhaul".into(),
+            segment_bytes: 262_144,
+            headroom_bytes_min: 10 << 20,
+            dead_letters_bytes_max: 256 << 10,
+        }
     }
 }
 
@@ -282,10 +289,14 @@ pub struct Lane {
     pub name: LaneName,
     /// Takes records that name no lane; the first lane if none says so.
     pub default: bool,
+    /// Its share of a link that is too narrow for all lanes, against the weights of the others.
+    pub weight: u32,
     /// Bound of its files on flash, in whole segments, at least two.
     pub bytes_max: u64,
     /// When it is full.
     pub overflow: Overflow,
+    /// Time to live, in seconds, of records whose put names none; 0: for ever.
+    pub ttl_s: u32,
     /// When records reach flash.
     pub commit: Commit,
     /// `group`: longest time in RAM (VictoriaMetrics loses up to 5 s).
@@ -299,8 +310,10 @@ impl Default for Lane {
         Self {
             name: LaneName::try_new("telemetry").expect("a literal lane name"),
             default: false,
+            weight: 1,
             bytes_max: 16 << 20,
             overflow: Overflow::DropOldest,
+            ttl_s: 0,
             commit: Commit::Sync,
             commit_ms: 5_000,
             commit_bytes: 65_536,

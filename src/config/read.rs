@@ -12,6 +12,7 @@ use super::{
     Commit, Config, Device, Dialect, Encoding, Endpoint, Heartbeat, Lane, Local, Log, Outbox, Overflow, Reconnect,
     Upstream, device, secret,
 };
+use crate::outbox::dead::DEAD_LANE;
 use crate::outbox::format::SEGMENT_BYTES_MAX;
 use crate::outbox::record_bytes_max;
 use crate::record::{LaneName, MESSAGE_BYTES_MAX};
@@ -81,6 +82,8 @@ const MS: std::ops::RangeInclusive<i64> = 10..=MS_MAX;
 /// An exabyte: sums stay within 64 bits.
 const DISK_BYTES_MAX: i64 = 1 << 60;
 const LANES_MAX: usize = 64;
+/// A thousand to one is as good as first.
+const WEIGHT_MAX: i64 = 1000;
 
 fn read_device(mut section: Section<'_>) -> (Device, String) {
     let device = Device { id: section.text("id").unwrap_or_else(|| Device::default().id) };
@@ -212,6 +215,11 @@ fn read_outbox(mut section: Section<'_>) -> (Outbox, Section<'_>) {
         dir: section.path("dir").unwrap_or(default.dir),
         segment_bytes: section.number("segment_bytes", 16_384..=i64::from(SEGMENT_BYTES_MAX), default.segment_bytes),
         headroom_bytes_min: section.number("headroom_bytes_min", 0..=DISK_BYTES_MAX, default.headroom_bytes_min),
+        dead_letters_bytes_max: section.number(
+            "dead_letters_bytes_max",
+            0..=DISK_BYTES_MAX,
+            default.dead_letters_bytes_max,
+        ),
     };
     if !outbox.segment_bytes.is_multiple_of(PAGE_BYTES) {
         section.fail("segment_bytes", &format!("{} is not a multiple of {PAGE_BYTES}", outbox.segment_bytes));
@@ -226,6 +234,9 @@ fn read_lanes(sections: Vec<Section<'_>>, outbox: &Outbox, outbox_section: &Sect
         let lane = read_lane(&mut section);
         if lanes.iter().any(|other| other.name == lane.name) {
             section.fail("name", &format!("a second lane \"{}\"", lane.name));
+        }
+        if lane.name.as_str() == DEAD_LANE {
+            section.fail("name", &format!("\"{DEAD_LANE}\" is where refused records lie: another name is needed"));
         }
         if lane.default && default_named {
             section.fail("default", "a second default lane: at most one is allowed");
@@ -267,8 +278,10 @@ fn read_lane(section: &mut Section<'_>) -> Lane {
             }
         },
         default: section.flag("default", default.default),
+        weight: section.number("weight", 1..=WEIGHT_MAX, default.weight),
         bytes_max: section.number("bytes_max", 0..=DISK_BYTES_MAX, default.bytes_max),
         overflow: section.choice("overflow", &overflow, default.overflow),
+        ttl_s: section.number("ttl_s", 0..=i64::from(u32::MAX), default.ttl_s),
         commit: section.choice("commit", &commit, default.commit),
         commit_ms: section.number("commit_ms", MS, default.commit_ms),
         commit_bytes: section.number("commit_bytes", 1..=16 << 20, default.commit_bytes),

@@ -223,6 +223,16 @@ impl Cursor {
         self.dry = false;
     }
 
+    /// What is ready to go.
+    pub(super) const fn ready_load(&self) -> Load {
+        self.ready_load
+    }
+
+    /// True where something is on offer, asked for, or ready to go.
+    pub(super) fn waits(&self) -> bool {
+        self.fetch.is_some() || !self.ready.is_empty() || self.wants_fetch()
+    }
+
     /// True where the outbox has something to ask for.
     pub(super) fn wants_fetch(&self) -> bool {
         self.fetch.is_none() && self.ready.is_empty() && !self.dry && self.sent + 1 < self.next

@@ -5,6 +5,7 @@ mod cursor;
 pub mod message;
 mod pace;
 mod session;
+mod shares;
 mod surface;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,11 @@ impl Pace {
         self.records_per_s = records_per_s;
     }
 
+    /// The rate.
+    pub(super) const fn records_per_s(&self) -> u64 {
+        if self.records_per_s == 0 { u64::MAX } else { self.records_per_s }
+    }
+
     /// How many records may go now.
     pub(super) fn allowed(&self, now: Instant) -> u64 {
         match self.records_per_s {

@@ -10,6 +10,7 @@ use super::codec::{self, FrameRef, MESSAGE_BYTES_MAX};
 use super::cursor::{Cursor, Load, Progress, Standing};
 use super::message::{AgentMessage, Hello, HelloLane, Lost, ServerMessage, Welcome};
 use super::pace::Pace;
+use super::shares::Shares;
 use super::surface::{Config, Greeting, Input, Output, Purpose, Timer};
 use crate::config::Encoding;
 use crate::link::{Class, Failure, one_line};
@@ -43,7 +44,8 @@ pub struct Session {
     batch_records_max: u32,
     phase: Phase,
     cursors: Vec<Cursor>,
-    /// Whose turn it is to send, and to ask the outbox: lanes are served in turn.
+    /// Who may ask the outbox: by weight, and in turn where several may. What was fetched is sent in turn.
+    shares: Shares,
     turn_to_send: usize,
     turn_to_ask: usize,
     pace: Pace,
@@ -58,7 +60,12 @@ pub struct Session {
 impl Session {
     /// The upgrade is done: `hello` goes out. The wait for `welcome` is part of the link's handshake deadline.
     pub fn new(config: Arc<Config>, greeting: Greeting, _now: Instant) -> Self {
+        let weight = |offer: &Offer| {
+            let configured = config.weights.iter().find(|(lane, _)| *lane == offer.lane);
+            configured.map_or(1, |(_, weight)| *weight)
+        };
         let mut session = Self {
+            shares: Shares::new(greeting.offers.iter().map(weight)),
             config,
             number: greeting.session,
             encoding: greeting.encoding,
@@ -224,7 +231,8 @@ impl Session {
             let known = self.cursors.iter().find(|cursor| cursor.is(&refused.lane, refused.epoch));
             if known.is_some_and(|cursor| cursor.may_have_refused(refused.seq)) {
                 let (lane, reason) = (refused.lane.clone(), one_line(refused.reason.clone()));
-                self.outputs.push_back(Output::Rejected { lane, epoch: refused.epoch, seq: refused.seq, reason });
+                let (epoch, seq) = (refused.epoch, refused.seq);
+                self.outputs.push_back(Output::Rejected { lane, epoch, seq, reason, ours: false });
             }
         }
         for cursor in &mut self.cursors {
@@ -278,7 +286,7 @@ impl Session {
         };
         if cursor.awaits(seq) {
             let reason = one_line(reason);
-            self.outputs.push_back(Output::Rejected { lane, epoch, seq, reason });
+            self.outputs.push_back(Output::Rejected { lane, epoch, seq, reason, ours: false });
         } else if seq > cursor.sent() {
             self.violation(&format!("refusal of {seq} on lane {lane}, which was not sent"));
         }
@@ -299,11 +307,14 @@ impl Session {
     }
 
     fn on_items(&mut self, fetch: &Fetch, items: Vec<Item>, now: Instant) {
-        let Some(cursor) = self.cursors.iter_mut().find(|cursor| cursor.asked(fetch)) else {
+        let Some(index) = self.cursors.iter().position(|cursor| cursor.asked(fetch)) else {
             return; // The answer to another session's question.
         };
-        match cursor.on_items(items) {
-            Ok(()) => self.pump(now),
+        match self.cursors[index].on_items(items) {
+            Ok(()) => {
+                self.shares.on_answered(index, self.cursors[index].ready_load());
+                self.pump(now);
+            }
             // Never a hole on the wire (rule 3): whatever went wrong in here, a new session begins at the truth.
             Err(expected) => self.renewed(format!("lane {}: the outbox does not go on at {expected}", fetch.lane)),
         }
@@ -358,7 +369,7 @@ impl Session {
         } else if let [record] = records {
             let reason = format!("{} bytes encoded, the server takes {message_bytes_max}", frame.bytes_len());
             let (lane, epoch, seq) = (cursor.lane.clone(), cursor.epoch, record.seq);
-            self.outputs.push_back(Output::Rejected { lane, epoch, seq, reason });
+            self.outputs.push_back(Output::Rejected { lane, epoch, seq, reason, ours: true });
             self.send_gap(index, Gap { from: seq, to: seq, why: Why::Rejected }, now);
         } else {
             let (front, back) = records.split_at(records.len() / 2);
@@ -381,7 +392,7 @@ impl Session {
         self.expect_ack(now);
     }
 
-    /// Asks the outbox for what the window will take, in turn. What is asked for has its place in the window.
+    /// Asks the outbox for what the window will take, by weight. What is asked for has its place in the window.
     fn ask(&mut self, message_bytes_max: usize) {
         let window = self.window();
         let batch = Load {
@@ -391,18 +402,21 @@ impl Session {
         // Not for every crumb that an ack frees (RFC 9293 § 3.8.6.2): a batch, or a quarter of a smaller window.
         let worth = batch.min(Load { records: window.records.div_ceil(4), bytes: window.bytes.div_ceil(4) });
         let mut room = window.without(self.cursors.iter().map(Cursor::claimed).sum());
-        for step in 0..self.cursors.len() {
-            let index = (self.turn_to_ask + step) % self.cursors.len();
-            if !worth.fits(room) {
-                self.turn_to_ask = index;
-                return;
-            }
-            if self.cursors[index].wants_fetch() {
-                let limit = batch.min(room);
-                room = room.without(limit);
-                let fetch = self.cursors[index].ask(self.number, limit);
-                self.outputs.push_back(Output::Fetch(fetch));
-            }
+        for (index, cursor) in self.cursors.iter().enumerate() {
+            self.shares.set_waiting(index, cursor.waits());
+        }
+        while worth.fits(room) {
+            let in_turn = (0..self.cursors.len()).map(|step| (self.turn_to_ask + step) % self.cursors.len());
+            let asks = |index: &usize| self.cursors[*index].wants_fetch() && self.shares.may_ask(*index);
+            let Some(index) = in_turn.into_iter().find(asks) else { return };
+            // About a second's worth, where the server sets a pace: a lane that comes later waits no longer.
+            let paced = Load { records: batch.records.min(self.pace.records_per_s()), ..batch };
+            let limit = paced.min(room);
+            room = room.without(limit);
+            let fetch = self.cursors[index].ask(self.number, limit);
+            self.outputs.push_back(Output::Fetch(fetch));
+            self.shares.on_asked(index, limit);
+            self.turn_to_ask = index + 1;
         }
     }
 

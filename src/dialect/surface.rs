@@ -16,6 +16,8 @@ pub struct Config {
     pub batch_bytes_max: u32,
     /// Longest wait for an ack with something in flight, in ms.
     pub ack_timeout_ms: u64,
+    /// Of lanes that share a link too narrow for all of them; a lane that is not here has 1.
+    pub weights: Vec<(LaneName, u32)>,
     /// The configured endpoints' URLs.
     pub endpoint_urls: Vec<String>,
 }
@@ -102,7 +104,7 @@ pub enum Output {
         /// The last number stored.
         seq: Seq,
     },
-    /// Refused for ever; comes before the `Acked` that covers it.
+    /// A record is refused for ever; comes before the `Acked` that covers it.
     Rejected {
         /// The lane.
         lane: LaneName,
@@ -112,6 +114,8 @@ pub enum Output {
         seq: Seq,
         /// Why, for people.
         reason: String,
+        /// Not by the server but here (rule 6): a gap says so, and the outbox gives the record up.
+        ours: bool,
     },
     /// Rule 7: this numbering is not ours; an `End` follows. The outbox draws a new epoch.
     Foreign {

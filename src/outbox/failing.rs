@@ -47,6 +47,7 @@ impl Lane {
         self.segments.iter_mut().filter(|segment| segment.is_blank()).for_each(|segment| segment.used = None);
         let mut log = Log::new(io.draw(), io.draw(), Leave::AtOnce);
         for (draft, since) in waiting {
+            self.keys.on_moved(&draft, (log.epoch, log.next));
             log.push(draft, since);
         }
         self.logs.push(log);
@@ -100,7 +101,9 @@ impl Lane {
         for log in 0..newest {
             if self.logs[log].leave == Leave::AtOnce {
                 for (draft, since) in self.logs[log].seal() {
-                    self.logs[newest].push(draft, since);
+                    let to = &mut self.logs[newest];
+                    self.keys.on_moved(&draft, (to.epoch, to.next - to.base));
+                    to.push(draft, since);
                 }
             }
         }
@@ -115,6 +118,7 @@ impl Lane {
         let own = |file: &Entry| parse_segment_name(&file.name).filter(|(name, _)| *name == self.name);
         let segments: Vec<(u32, u64)> = files.iter().filter_map(|file| Some((own(file)?.1, file.bytes))).collect();
         self.unlisted = false;
+        self.keys.read_again();
         let mut in_ram = std::mem::take(&mut self.logs);
         self.recover(io, &segments, &mut Report::default());
         if self.log().leave == Leave::AtOnce {

@@ -6,8 +6,10 @@ use std::hash::{Hash, Hasher};
 use std::io;
 
 use super::disk::Disk;
+use super::expiry::Clock;
 use super::failing::Failing;
 use super::format::{self, HEADER_BYTES_MAX, PAGE_BYTES, Place, RecordArea, SEGMENT_RECORDS_MAX, record_bytes};
+use super::keys::Keys;
 use super::log::{Leave, Log};
 use super::mutants::mutant;
 use super::read::Cursor;
@@ -37,6 +39,8 @@ pub struct Io<D> {
     pub disk: D,
     /// Draws origins and epochs.
     pub rng: fastrand::Rng,
+    /// What the clocks say; `None`: never told, nothing expires.
+    pub clock: Option<Clock>,
     /// Bytes written, by purpose.
     pub purposes: FlashPurposes,
     /// Bytes of records as handed in.
@@ -118,6 +122,7 @@ pub struct Lane {
     /// `alive` of the newest log's newest synced header.
     pub(super) durable_alive: u32,
     pub(super) cursor: Cursor,
+    pub(super) keys: Keys,
     acks_since: Option<Instant>,
     /// When something was asked of this lane last.
     pub(super) now: Instant,
@@ -149,6 +154,7 @@ impl Lane {
             lap: 0,
             durable_alive: 0,
             cursor: Cursor::default(),
+            keys: Keys::default(),
             acks_since: None,
             now: Instant::default(),
             records: 0,

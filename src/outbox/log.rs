@@ -5,7 +5,7 @@ use super::Draft;
 use super::format::{Header, RUNS_MAX, Run, SEGMENT_RECORDS_MAX};
 use super::mutants::mutant;
 use super::recent::Recent;
-use super::runs::Runs;
+use super::runs::{Runs, is_found_again};
 use crate::record::{Epoch, LaneName, Offer, Why};
 use crate::time::Instant;
 
@@ -168,8 +168,8 @@ impl Log {
         let first = self.durable + 1;
         let ahead = self.next.max(first + u64::from(count)) + u64::from(SEGMENT_RECORDS_MAX);
         let missing = ahead.saturating_sub(self.reserved[1]);
-        // What was found damaged above the floor is found again; the rest stands nowhere else.
-        let kept = |run: &&Run| run.from <= self.floor || run.why != Why::Corrupt;
+        // What is found again need not stand here above the floor; the rest stands nowhere else.
+        let kept = |run: &&Run| run.from <= self.floor || !is_found_again(run.why);
         Header {
             eager: self.leave != Leave::Durable,
             count,

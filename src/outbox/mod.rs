@@ -1,9 +1,12 @@
 //! The outbox: records on flash until the upstream has them. CORE over a small disk trait: no file, thread or
 //! clock in here. `open` is total, power loss is the only shutdown, no loss is silent and none is invented.
 
+pub mod dead;
 pub mod disk;
+pub mod expiry;
 mod failing;
 pub mod format;
+pub mod keys;
 mod lane;
 mod log;
 #[cfg(feature = "mutants")]
@@ -14,6 +17,7 @@ mod read;
 mod recent;
 mod recover;
 mod runs;
+mod search;
 mod segments;
 pub mod sim_disk;
 
@@ -25,7 +29,10 @@ use crate::config;
 use crate::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
 use crate::status;
 use crate::time::Instant;
+use dead::{DEAD_LANE, DeadLetters};
 use disk::{Disk, Entry};
+use expiry::Clock;
+use keys::KEYS_BYTES_MAX;
 use lane::{ACK_LAG_MS_MAX, Io, Lane, TAIL_BYTES_MAX, waiting_bytes_max};
 use log::Leave;
 use mutants::mutant;
@@ -40,7 +47,8 @@ pub struct Config {
     pub headroom_bytes_min: u64,
     /// `[local] record_bytes_max`
     pub record_bytes_max: u32,
-    /// `[[lane]]`; the default lane is the one that says so, else the first.
+    /// `[[lane]]`; the default lane is the one that says so, else the first. Last, where they are kept, the dead
+    /// letters ([`dead::with_dead_letters`]).
     pub lanes: Vec<config::Lane>,
     /// Who this gateway is: a folder written by another one is a copied image.
     pub device: String,
@@ -133,6 +141,7 @@ pub struct Outbox<D: Disk> {
     lanes: Vec<Lane>,
     default: LaneId,
     record_bytes_max: u32,
+    dead: DeadLetters,
 }
 
 /// The file that says whose folder this is.
@@ -145,6 +154,7 @@ impl<D: Disk> Outbox<D> {
         let mut io = Io {
             disk,
             rng,
+            clock: None,
             purposes: Default::default(),
             payload_bytes: 0,
             syncs: 0,
@@ -163,14 +173,14 @@ impl<D: Disk> Outbox<D> {
         let files = listed.unwrap_or_default();
         let mut lanes: Vec<Lane> = Vec::new();
         let new = |name: LaneName, lane| Lane::new(name, lane, config.segment_bytes, config.headroom_bytes_min);
-        for lane in &config.lanes {
+        for lane in config.lanes.iter().filter(|lane| lane.name.as_str() != DEAD_LANE) {
             lanes.push(new(lane.name.clone(), Some(lane.clone())));
         }
         let segment = |file: &Entry| parse_segment_name(&file.name).map(|(lane, number)| (lane, number, file.bytes));
         let segments: Vec<(LaneName, u32, u64)> = files.iter().filter_map(segment).collect();
         drop(files);
         for (name, ..) in &segments {
-            if lanes.iter().all(|lane| lane.name != *name) {
+            if lanes.iter().all(|lane| lane.name != *name) && name.as_str() != DEAD_LANE {
                 lanes.push(new(name.clone(), None));
             }
         }
@@ -184,8 +194,10 @@ impl<D: Disk> Outbox<D> {
                 lane.recover(&mut io, &own, &mut report);
             }
         }
+        let dead = DeadLetters::open(&mut io, config, &segments, &mut report);
         let default = config.lanes.iter().position(|lane| lane.default).unwrap_or(0);
-        let mut outbox = Self { io, lanes, default: LaneId(default as u16), record_bytes_max: config.record_bytes_max };
+        let default = LaneId(default as u16);
+        let mut outbox = Self { io, lanes, default, record_bytes_max: config.record_bytes_max, dead };
         outbox.check_identity(config, &mut report);
         outbox.remove_drained();
         (outbox, report)
@@ -243,15 +255,31 @@ impl<D: Disk> Outbox<D> {
         self.lanes[usize::from(lane.0)].config.as_ref().map_or(config::Commit::Sync, |config| config.commit)
     }
 
+    /// What the clocks say from now on: what is fetched later may have outlived its time. Never told, nothing expires.
+    pub fn handle_clock(&mut self, clock: Clock) {
+        self.io.clock = Some(clock);
+    }
+
     /// Takes a record and numbers it. It is in RAM until [`Outbox::commit`]; a full batch goes to flash at once.
-    pub fn push(&mut self, lane: LaneId, draft: Draft, now: Instant) -> Result<(Epoch, Seq), PushError> {
+    /// Under a key that the lane remembers it answers with the first record's name, and takes nothing.
+    pub fn push(&mut self, lane: LaneId, mut draft: Draft, now: Instant) -> Result<(Epoch, Seq), PushError> {
         if draft.bytes() > self.record_bytes_max as usize {
             return Err(PushError::TooLarge);
         }
         let lane = &mut self.lanes[usize::from(lane.0)];
+        if draft.ttl_s == 0 {
+            draft.ttl_s = lane.config.as_ref().map_or(0, |config| config.ttl_s);
+        }
+        let key = draft.key.clone();
+        if let Some(known) = key.as_deref().and_then(|key| lane.known(&mut self.io, key)) {
+            return Ok(known);
+        }
         let position = lane.push(&mut self.io, draft, now)?;
-        let seq = (lane.log().epoch, position - lane.log().base);
-        Ok(seq)
+        let name = (lane.log().epoch, position - lane.log().base);
+        if let Some(key) = key {
+            lane.keys.insert(&key, name);
+        }
+        Ok(name)
     }
 
     /// Puts all that the lane holds in RAM on flash and syncs it. An error: of what was pushed since the last call,
@@ -280,6 +308,12 @@ impl<D: Disk> Outbox<D> {
         logs.iter().any(|log| log.epoch == epoch && log.leave != Leave::AtOnce && log.reached_flash(seq + log.base))
     }
 
+    /// Whether this record is acked upstream, or of an epoch that is over.
+    pub fn is_acked(&self, lane: LaneId, epoch: Epoch, seq: Seq) -> bool {
+        let log = self.lanes[usize::from(lane.0)].logs.iter().find(|log| log.epoch == epoch);
+        log.is_none_or(|log| seq + log.base <= log.acked)
+    }
+
     /// What a `hello` says, and what a session may fetch: changes after commits, acks and drops.
     pub fn offers(&self) -> Vec<Offer> {
         self.lanes.iter().flat_map(|lane| lane.logs.iter().map(|log| log.offer(&lane.name))).collect()
@@ -301,8 +335,11 @@ impl<D: Disk> Outbox<D> {
 
     /// Everything up to `seq` is stored upstream.
     pub fn acked(&mut self, lane: &LaneName, epoch: Epoch, seq: Seq, now: Instant) {
+        // What was refused is covered by acks that come after: first it is on flash elsewhere.
+        self.dead.commit(&mut self.io);
         if let Some((lane, log)) = self.find(lane, epoch) {
             let position = seq + self.lanes[lane].logs[log].base;
+            self.lanes[lane].forget_lost_keys(log, position);
             self.lanes[lane].acked(&mut self.io, log, position, now);
             self.remove_drained();
         }
@@ -314,11 +351,14 @@ impl<D: Disk> Outbox<D> {
         self.lanes.retain_mut(|lane| lane.config.is_some() || !lane.remove_if_drained(io));
     }
 
-    /// The server refused this record for ever: it is counted; the ack that covers it trims it.
+    /// The server refused this record for ever: it is counted and goes to the dead letters; the ack that covers it
+    /// trims it.
     pub fn rejected(&mut self, lane: &LaneName, epoch: Epoch, seq: Seq, reason: &str) {
-        if let Some((lane, _)) = self.find(lane, epoch) {
-            self.lanes[lane].counters.rejected += 1;
-            ::log::warn!(target: "outbox", "record rejected lane={} seq={seq} reason={reason:?}", self.lanes[lane].name);
+        if let Some((lane, log)) = self.find(lane, epoch) {
+            let position = seq + self.lanes[lane].logs[log].base;
+            if position > self.lanes[lane].logs[log].acked {
+                self.note_refusal(lane, log, position, reason);
+            }
         }
     }
 
@@ -327,7 +367,11 @@ impl<D: Disk> Outbox<D> {
         if let Some((lane, log)) = self.find(lane, epoch) {
             // What is in RAM was numbered in the old epoch; on flash it moves along.
             let _ = self.lanes[lane].commit(&mut self.io);
+            let held = &self.lanes[lane].logs[log];
+            let acked = held.acked - held.base;
             self.lanes[lane].renumber(&mut self.io, log);
+            let new = self.lanes[lane].logs[log].epoch;
+            self.lanes[lane].keys.renumber(epoch, acked, new);
         }
     }
 
@@ -371,6 +415,7 @@ impl<D: Disk> Outbox<D> {
 
     /// A clean stop: everything in RAM goes to flash, acks too. Never needed for safety.
     pub fn flush(&mut self) {
+        self.dead.commit(&mut self.io);
         for lane in &mut self.lanes {
             lane.retry(&mut self.io, Instant::default(), true);
             let _ = lane.commit(&mut self.io);
@@ -383,9 +428,9 @@ impl<D: Disk> Outbox<D> {
         self.io.events.pop_front()
     }
 
-    /// The lanes' part of the status.
+    /// The lanes' part of the status; the dead letters stand last, once there are any.
     pub fn lanes_status(&self, wall_ms: Option<u64>) -> Vec<status::Lane> {
-        self.lanes.iter().map(|lane| lane.status(wall_ms)).collect()
+        self.lanes.iter().chain(&self.dead.lane).map(|lane| lane.status(wall_ms)).collect()
     }
 
     /// The flash's part of the status; times of syncs are the shell's to add.
@@ -404,7 +449,7 @@ impl<D: Disk> Outbox<D> {
 
     /// Bytes in RAM: records waiting for flash, and the newest ones kept.
     pub fn queues_bytes(&self) -> u64 {
-        self.lanes.iter().map(Lane::ram_bytes).sum()
+        self.lanes.iter().chain(&self.dead.lane).map(Lane::ram_bytes).sum()
     }
 
     /// What decides how it goes on, but for caches, counters and the random generator: for tests that tell states
@@ -430,12 +475,12 @@ impl<D: Disk> Outbox<D> {
 }
 
 /// Most bytes of RAM that an outbox with this configuration holds: for each lane the records that wait for flash and
-/// the newest ones on it, what is in RAM only where storage failed, and a batch read back; for all of them one batch,
-/// encoded and as pages.
+/// the newest ones on it, what is in RAM only where storage failed, a batch read back and the keys; for all of them
+/// one batch, encoded and as pages.
 pub fn memory_bytes_max(config: &Config) -> u64 {
     let segment = u64::from(config.segment_bytes);
     let in_ram = (TAIL_BYTES_MAX * failing::LOGS_MAX) as u64;
-    let lane = waiting_bytes_max(config.segment_bytes) as u64 + in_ram + 2 * segment;
+    let lane = waiting_bytes_max(config.segment_bytes) as u64 + in_ram + 2 * segment + KEYS_BYTES_MAX as u64;
     lane * config.lanes.len() as u64 + 2 * segment
 }
 

@@ -70,6 +70,10 @@ impl Lane {
                 }
                 continue;
             };
+            if io.clock.is_some_and(|clock| clock.has_expired(&draft)) {
+                self.lose(log, at, at, Why::Expired);
+                continue;
+            }
             if records == records_max || (records > 0 && bytes + draft.wire_bytes() > bytes_max) {
                 break;
             }
@@ -126,8 +130,9 @@ impl Lane {
         let lost = self.logs[log].runs.fill(from, to, why);
         match why {
             Why::Corrupt => self.counters.corrupt += if mutant!(LossNotCounted) { 0 } else { lost },
+            Why::Expired => self.counters.expired += lost,
             Why::Torn | Why::Unknown => self.counters.torn += lost,
-            Why::Overflow | Why::Expired | Why::Rejected | Why::Settled => {}
+            Why::Overflow | Why::Rejected | Why::Settled => {}
         }
     }
 

@@ -4,6 +4,14 @@
 use super::format::{RUNS_MAX, Run};
 use crate::record::Why;
 
+/// True for what a start finds again by itself where it is still so: damage, age, a record that no server takes.
+pub const fn is_found_again(why: Why) -> bool {
+    match why {
+        Why::Corrupt | Why::Expired | Why::Rejected => true,
+        Why::Overflow | Why::Torn | Why::Unknown | Why::Settled => false,
+    }
+}
+
 /// The runs of one log above what is acked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Runs(Vec<Run>);
@@ -74,7 +82,7 @@ impl Runs {
     }
 
     /// Joins neighbours of one cause. Where even so there are more than a header holds, the two oldest that touch
-    /// become one `unknown`: a bound on the header, reached only by hundreds of power cuts without an ack.
+    /// become one: `overflow` where each number of both was a record, so that the count stays exact, else `unknown`.
     fn join(&mut self) {
         self.0.dedup_by(|next, run| {
             let joins = next.why == run.why && next.from == run.to + 1;
@@ -83,12 +91,21 @@ impl Runs {
             }
             joins
         });
-        while self.0.len() > RUNS_MAX {
+        while self.in_header() > RUNS_MAX {
             let touching = self.0.windows(2).position(|pair| pair[0].to + 1 == pair[1].from);
             let Some(index) = touching else { break };
             let next = self.0.remove(index + 1);
-            self.0[index] = Run { from: self.0[index].from, to: next.to, why: Why::Unknown };
+            let run = &mut self.0[index];
+            let why = if run.why.counts() && next.why.counts() { Why::Overflow } else { Why::Unknown };
+            *run = Run { from: run.from, to: next.to, why };
         }
+    }
+
+    /// Runs that a header may have to hold: up to the floor every number is in one, so these touch.
+    fn in_header(&self) -> usize {
+        let touching = self.0.windows(2).take_while(|pair| pair[0].to + 1 == pair[1].from).count();
+        let beyond = self.0.iter().skip(touching + 1).filter(|run| !is_found_again(run.why)).count();
+        self.0.len().min(touching + 1) + beyond
     }
 }
 

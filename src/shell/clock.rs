@@ -2,7 +2,7 @@
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::time::Instant;
+use crate::time::{CLOCK_SET_FLOOR_MS, Instant};
 
 /// Now, on the boot clock.
 pub fn now() -> Instant {
@@ -16,11 +16,8 @@ pub fn wall_ms() -> u64 {
     (t.tv_sec as u64).saturating_mul(1000) + t.tv_nsec as u64 / 1_000_000
 }
 
-/// Unix seconds before which a clock cannot have been set: this code is younger (2026-01-01).
-const SET_FLOOR_S: u64 = 1_767_225_600;
-
 /// Wall time in ms, or `None` while the clock is evidently not set.
 pub fn wall_ms_if_set() -> Option<u64> {
     let ms = wall_ms();
-    (ms >= SET_FLOOR_S * 1000).then_some(ms)
+    (ms >= CLOCK_SET_FLOOR_MS).then_some(ms)
 }

@@ -79,6 +79,15 @@ pub struct Outcome {
     pub seq: Seq,
 }
 
+/// A record is refused for ever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why, for people.
+    pub reason: String,
+    /// Not by the server but by this agent (protocol rule 6).
+    pub ours: bool,
+}
+
 /// What lies in wait for the outbox thread.
 #[derive(Debug, Default)]
 pub struct ForOutbox {
@@ -93,7 +102,7 @@ pub struct ForOutbox {
     /// What the session wants next, one a (lane, epoch).
     pub fetches: Vec<Fetch>,
     /// Records refused for ever, and why, each before the ack that covers it.
-    pub rejected: BTreeMap<(LaneName, Epoch, Seq), String>,
+    pub rejected: BTreeMap<(LaneName, Epoch, Seq), Refusal>,
     /// Numberings that are not ours.
     pub foreign: Vec<(LaneName, Epoch)>,
     /// Put everything on flash and leave.

@@ -127,8 +127,10 @@ pub enum Output {
         epoch: Epoch,
         /// The record's number.
         seq: Seq,
-        /// The server's words.
+        /// The server's words, or ours.
         reason: String,
+        /// Not by the server but here (protocol rule 6).
+        ours: bool,
     },
     /// Tell the outbox: draw a new epoch for this lane.
     Foreign {
@@ -353,10 +355,10 @@ impl Upstream {
                 self.outputs.push_back(Output::Acked { lane, epoch, seq });
                 self.grow_batches();
             }
-            dialect::Output::Rejected { lane, epoch, seq, reason } => {
+            dialect::Output::Rejected { lane, epoch, seq, reason, ours } => {
                 if self.refused.insert((lane.clone(), epoch, seq)) {
                     self.on_rejected(&lane, seq, &reason);
-                    self.outputs.push_back(Output::Rejected { lane, epoch, seq, reason });
+                    self.outputs.push_back(Output::Rejected { lane, epoch, seq, reason, ours });
                 }
             }
             dialect::Output::Foreign { lane, epoch } => {

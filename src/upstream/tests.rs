@@ -37,6 +37,7 @@ impl Script {
             batch_bytes_max: 65_536,
             ack_timeout_ms: 30_000,
             // One more than is configured: the dialect lets it pass.
+            weights: Vec::new(),
             endpoint_urls: vec![NEAR.into(), FAR.into(), "ws://else.example/".into()],
         };
         let setup = Setup {

@@ -3,6 +3,9 @@
 //!
 //! `SEEDS=n cargo test --test simulation` runs so many seeds, `SEED=n` replays one.
 
+#[path = "../support/dead_letters.rs"]
+#[expect(dead_code, reason = "headers are another test's")]
+mod dead_letters;
 mod oracle;
 mod scenarios;
 mod server;

@@ -14,6 +14,8 @@ fn brief(text: &str) -> &str {
 pub struct Fact {
     pub name: (u64, u64),
     pub committed: bool,
+    /// It has a time to live.
+    pub expires: bool,
     /// The server had it and lost it: not the agent's doing.
     pub lost_by_server: bool,
     /// It was on a disk that was replaced by an older image.
@@ -33,8 +35,9 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn put(&mut self, text: String, name: (u64, u64)) {
-        self.facts.insert(text, Fact { name, committed: false, lost_by_server: false, lost_by_restore: false });
+    pub fn put(&mut self, text: String, name: (u64, u64), expires: bool) {
+        let (committed, lost_by_server, lost_by_restore) = (false, false, false);
+        self.facts.insert(text, Fact { name, committed, expires, lost_by_server, lost_by_restore });
     }
 
     pub fn committed(&mut self, text: &str) {
@@ -65,7 +68,7 @@ impl Oracle {
     pub fn on_server_lost(&mut self, lost: &[Entry]) {
         for entry in lost {
             match entry {
-                Entry::Record { text, .. } => {
+                Entry::Record { text, .. } | Entry::Refusal { text, .. } => {
                     if let Some(fact) = self.facts.get_mut(text) {
                         fact.lost_by_server = true;
                     }
@@ -96,6 +99,29 @@ impl Oracle {
         if greeted > 1 { Err(format!("{greeted} sessions at once")) } else { Ok(()) }
     }
 
+    /// Every refused record has one copy among the dead letters; `may_be_gone`: what is given up to make room while it
+    /// is under way leaves none.
+    pub fn check_letters(
+        &self,
+        server: &Server,
+        letters: &[(String, String)],
+        may_be_gone: bool,
+    ) -> Result<(), String> {
+        let mut seen = BTreeSet::new();
+        if let Some((key, _)) = letters.iter().find(|(key, _)| !seen.insert(key)) {
+            return Err(format!("two letters of one record: {key}"));
+        }
+        for entry in &server.log {
+            let Entry::Refusal { epoch, seq, text } = entry else { continue };
+            let identity = format!("telemetry/{epoch}/{seq} ");
+            let letter = letters.iter().find(|(key, _)| key.starts_with(&identity));
+            if letter.is_some_and(|(_, of)| of != text) || letter.is_none() && !may_be_gone {
+                return Err(format!("refused {epoch}/{seq}, letter {letter:?}"));
+            }
+        }
+        Ok(())
+    }
+
     /// What holds when all faults are over and the link has drained.
     pub fn check_end(&self, server: &Server) -> Result<(), String> {
         let stored: BTreeSet<&str> = server.stored().into_values().collect();
@@ -104,14 +130,25 @@ impl Oracle {
                 Entry::Gap { epoch, from, to, why, count } if *epoch == name.0 && (*from..=*to).contains(&name.1) => {
                     Some((why.as_str(), *count, *to - *from + 1))
                 }
-                Entry::Gap { .. } | Entry::Record { .. } => None,
+                Entry::Gap { .. } | Entry::Record { .. } | Entry::Refusal { .. } => None,
             })
         };
+        let refused: BTreeSet<&str> = server
+            .log
+            .iter()
+            .filter_map(|entry| match entry {
+                Entry::Refusal { text, .. } => Some(text.as_str()),
+                Entry::Gap { .. } | Entry::Record { .. } => None,
+            })
+            .collect();
         for (text, fact) in &self.facts {
             let gap = gap_of(fact.name);
-            if stored.contains(text.as_str()) {
+            if stored.contains(text.as_str()) || refused.contains(text.as_str()) {
                 if matches!(gap, Some((_, count, _)) if count > 0) && !self.copies_allowed {
                     return Err(format!("stored and reported lost: {text:?} {fact:?} {gap:?}"));
+                }
+                if stored.contains(text.as_str()) && refused.contains(text.as_str()) {
+                    return Err(format!("stored and refused: {text:?} {fact:?}"));
                 }
                 continue;
             }
@@ -124,6 +161,7 @@ impl Oracle {
             }
             match gap {
                 Some(("overflow", count, numbers)) if count == numbers => {}
+                Some(("expired", count, numbers)) if count == numbers && fact.expires => {}
                 other => return Err(format!("committed, not stored, not reported: {text:?} {fact:?} {other:?}")),
             }
         }

@@ -5,20 +5,44 @@ use std::collections::BTreeMap;
 
 use backhaul::config::Encoding;
 use backhaul::dialect::codec::{self, Frame};
-use backhaul::dialect::message::{Acked, AgentMessage, ServerMessage, Welcome};
+use backhaul::dialect::message::{Acked, AgentMessage, Rejected, ServerMessage, Welcome};
 use backhaul::record::LaneName;
+
+const REASON: &str = "sim";
+
+/// Whether the server takes a record depends on the record alone: one in sixteen it refuses.
+pub fn is_refused(text: &str) -> bool {
+    let number: u64 = text.trim_start_matches('x').parse().unwrap_or(0);
+    number % 16 == 5
+}
 
 /// What the server has taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
-    Record { epoch: u64, seq: u64, text: String },
-    Gap { epoch: u64, from: u64, to: u64, why: String, count: u64 },
+    Record {
+        epoch: u64,
+        seq: u64,
+        text: String,
+    },
+    Gap {
+        epoch: u64,
+        from: u64,
+        to: u64,
+        why: String,
+        count: u64,
+    },
+    /// A record that will never be stored.
+    Refusal {
+        epoch: u64,
+        seq: u64,
+        text: String,
+    },
 }
 
 impl Entry {
     fn last(&self) -> (u64, u64) {
         match self {
-            Self::Record { epoch, seq, .. } => (*epoch, *seq),
+            Self::Record { epoch, seq, .. } | Self::Refusal { epoch, seq, .. } => (*epoch, *seq),
             Self::Gap { epoch, to, .. } => (*epoch, *to),
         }
     }
@@ -57,7 +81,7 @@ impl Server {
     pub fn stored(&self) -> BTreeMap<(u64, u64), &str> {
         let record = |entry: &'_ Entry| match entry {
             Entry::Record { epoch, seq, .. } => Some((*epoch, *seq)),
-            Entry::Gap { .. } => None,
+            Entry::Gap { .. } | Entry::Refusal { .. } => None,
         };
         let mut stored = BTreeMap::new();
         for entry in &self.log {
@@ -66,6 +90,14 @@ impl Server {
             }
         }
         stored
+    }
+
+    /// What was refused of an epoch from a number on, as far as it is durable.
+    fn refused(&self, epoch: u64, first: u64) -> impl Iterator<Item = u64> {
+        self.log[..self.durable].iter().filter_map(move |entry| match entry {
+            Entry::Refusal { epoch: of, seq, .. } if *of == epoch && *seq >= first => Some(*seq),
+            Entry::Refusal { .. } | Entry::Record { .. } | Entry::Gap { .. } => None,
+        })
     }
 
     pub fn connect(&mut self, conn: u64, encoding: Encoding) {
@@ -96,13 +128,22 @@ impl Server {
                     epoch: lane.epoch,
                     seq: self.acked(lane.epoch, self.durable),
                 });
+                let rejected = hello.lanes.iter().flat_map(|lane| {
+                    let refused = self.refused(lane.epoch, lane.first);
+                    refused.map(|seq| Rejected {
+                        lane: lane.lane.clone(),
+                        epoch: lane.epoch,
+                        seq,
+                        reason: REASON.into(),
+                    })
+                });
                 let welcome = Welcome {
                     session: format!("s{conn}"),
                     features: Vec::new(),
                     now: 1_767_225_600_000,
                     message_bytes_max: 1 << 20,
                     acked: acked.filter(|acked| acked.seq > 0).collect(),
-                    rejected: Vec::new(),
+                    rejected: rejected.collect(),
                     command_stream: 1,
                 };
                 let peer = self.peers.iter_mut().find(|peer| peer.conn == conn).expect("it is speaking");
@@ -116,7 +157,11 @@ impl Server {
                 for record in records {
                     self.contiguous(epoch, record.seq)?;
                     let text = String::from_utf8_lossy(record.body.as_bytes()).into_owned();
-                    self.log.push(Entry::Record { epoch, seq: record.seq, text });
+                    let seq = record.seq;
+                    self.log.push(match is_refused(&text) {
+                        true => Entry::Refusal { epoch, seq, text },
+                        false => Entry::Record { epoch, seq, text },
+                    });
                 }
                 Ok(Vec::new())
             }
@@ -148,10 +193,16 @@ impl Server {
 
     /// Makes everything durable and acks it.
     pub fn sync(&mut self) -> Vec<Answer> {
-        self.durable = self.log.len();
+        let before = std::mem::replace(&mut self.durable, self.log.len());
         let mut answers = Vec::new();
         for peer in self.peers.iter().filter(|peer| peer.greeted) {
             for (lane, epoch) in &peer.pairs {
+                let first = self.acked(*epoch, before) + 1;
+                for seq in self.refused(*epoch, first) {
+                    let (lane, epoch) = (lane.clone(), *epoch);
+                    let reject = ServerMessage::Reject { lane, epoch, seq, reason: REASON.into() };
+                    answers.push(Answer::Send(peer.conn, codec::encode(&reject, peer.encoding)));
+                }
                 let ack =
                     ServerMessage::Ack { lane: lane.clone(), epoch: *epoch, seq: self.acked(*epoch, self.durable) };
                 answers.push(Answer::Send(peer.conn, codec::encode(&ack, peer.encoding)));

@@ -10,12 +10,15 @@ use backhaul::dialect;
 use backhaul::dialect::codec::{self, Frame};
 use backhaul::dialect::message::AgentMessage;
 use backhaul::link::{self, Class, Failure};
+use backhaul::outbox::dead::with_dead_letters;
+use backhaul::outbox::expiry::Clock;
 use backhaul::outbox::sim_disk::{Fate, SimDisk};
 use backhaul::outbox::{self, Draft, LaneId, Outbox};
 use backhaul::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
 use backhaul::time::Instant;
 use backhaul::upstream::{Input, Output, Setup, Upstream};
 
+use super::dead_letters;
 use super::oracle::Oracle;
 use super::server::{Answer, Server};
 
@@ -147,7 +150,7 @@ pub fn outbox_config(segments: u64, overflow: Overflow) -> outbox::Config {
         segment_bytes: 16_384,
         headroom_bytes_min: 0,
         record_bytes_max: 4096,
-        lanes: vec![lane],
+        lanes: with_dead_letters(&[lane], 4 << 20),
         device: "sim".into(),
         machine: String::new(),
     }
@@ -196,6 +199,7 @@ impl World {
             self.step()?;
             if self.now > self.faults_until && self.puts == self.puts_max && self.is_drained() {
                 self.oracle.check_stored(&self.server)?;
+                self.check_letters()?;
                 return self.oracle.check_end(&self.server);
             }
             if self.now > self.faults_until + Duration::from_secs(120) {
@@ -205,12 +209,21 @@ impl World {
         Err(format!("wedged at {:?}: {}", self.now, self.describe()))
     }
 
+    fn check_letters(&mut self) -> Result<(), String> {
+        // A server or a gateway that forgets has other numbers than those on the letters.
+        let forgets = self.faults.server_restore + self.faults.image_restore > 0;
+        let Some(agent) = self.agent.as_mut().filter(|_| !forgets) else { return Ok(()) };
+        let letters = dead_letters::on(agent.outbox.disk_mut());
+        let may_be_gone = self.config.lanes[0].overflow == Overflow::DropOldest;
+        self.oracle.check_letters(&self.server, &letters, may_be_gone)
+    }
+
     fn is_drained(&self) -> bool {
         let Some(agent) = &self.agent else { return false };
         agent.upstream.is_up()
             && agent.work.is_empty()
             && agent.outbox.offers().iter().all(|offer| offer.first == offer.next)
-            && agent.outbox.lanes_status(None).iter().all(|lane| lane.depth == 0)
+            && agent.outbox.lanes_status(None)[0].depth == 0
             && self.server.durable == self.server.log.len()
     }
 
@@ -324,6 +337,7 @@ impl World {
             window_bytes: 20_000,
             batch_bytes_max: 5000,
             ack_timeout_ms: 1000,
+            weights: Vec::new(),
             endpoint_urls: vec!["ws://sim".into()],
         };
         let setup = Setup {
@@ -350,17 +364,18 @@ impl World {
             self.puts += 1;
             let bytes = *self.rng.choice([20, 100, 1000, 3000].iter()).expect("four");
             let text = format!("{:x>bytes$}", self.puts);
+            let expires = self.rng.u8(..4) == 0;
             let draft = Draft {
                 at: Some(self.now.as_millis()),
                 boot: 1,
                 boot_ms: self.now.as_millis(),
-                ttl_s: 0,
+                ttl_s: if expires { 2 } else { 0 },
                 topic: "sim".into(),
                 key: None,
                 body: Body::Text(text.clone()),
             };
             if let Ok(name) = agent.outbox.push(LANE, draft, self.now) {
-                self.oracle.put(text.clone(), name);
+                self.oracle.put(text.clone(), name, expires);
                 texts.push(text);
             }
         }
@@ -391,6 +406,7 @@ impl World {
             let now = self.now;
             match work {
                 Work::Fetch(fetch) => {
+                    agent.outbox.handle_clock(Clock { boot: 1, boot_ms: now.as_millis(), wall_ms: None });
                     let mut items = agent.outbox.fetch(&fetch);
                     if self.mutant == Some(Mutant::ReusedSeq) {
                         swap_bodies(&mut items);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use backhaul::dialect::message::{Acked, AgentMessage, Hello, ServerMessage, Welcome};
+use backhaul::dialect::message::{Acked, AgentMessage, Hello, Rejected, ServerMessage, Welcome};
 use backhaul::record::{Epoch, LaneName, Record, Seq};
 use tungstenite::error::ProtocolError;
 use tungstenite::handshake::server::{ErrorResponse, Request, Response};
@@ -42,6 +42,10 @@ pub enum Fault {
     NeverAcks,
     /// Acks so much more than it was sent.
     AcksBeyond(u64),
+    /// Refuses for ever every record that contains this, and repeats its refusals in each `welcome`.
+    Rejects(&'static str),
+    /// Takes messages of so many bytes at most.
+    TakesAtMost(u64),
 }
 
 /// What a session does that has gone wrong.
@@ -85,6 +89,8 @@ pub struct Books {
     pub records: BTreeMap<(String, Epoch, Seq), Vec<u8>>,
     /// Each gap, in the order of arrival.
     pub gaps: Vec<GapSeen>,
+    /// What was refused for ever.
+    pub rejected: BTreeSet<(String, Epoch, Seq)>,
     /// Close codes that the agent sent.
     pub closes: Vec<u16>,
     /// What the agent did against the protocol.
@@ -235,7 +241,9 @@ fn serve(shared: &Shared, mut stream: TcpStream, fault: &Fault, generation: u64)
         | Fault::InsteadOfWelcome(_)
         | Fault::AfterWelcome(_)
         | Fault::NeverAcks
-        | Fault::AcksBeyond(_) => {}
+        | Fault::AcksBeyond(_)
+        | Fault::Rejects(_)
+        | Fault::TakesAtMost(_) => {}
     }
     if let Some(mut session) = Session::upgrade(shared, stream, fault, generation) {
         // An error here is a send to an agent that has gone, which is its right.
@@ -315,7 +323,7 @@ impl<'a> Session<'a> {
                     }
                     return Ok(());
                 }
-                self.welcome(&hello)?;
+                self.welcome(&hello, fault)?;
             }
             Some(other) => self.breach(format!("the first message is no hello but {}", name_of(&other))),
             None => {}
@@ -331,14 +339,19 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn welcome(&mut self, hello: &Hello) -> Result<(), Error> {
-        let mut acked = Vec::new();
+    fn welcome(&mut self, hello: &Hello, fault: &Fault) -> Result<(), Error> {
+        let message_bytes_max = if let Fault::TakesAtMost(bytes) = *fault { bytes } else { 1 << 20 };
+        let (mut acked, mut rejected) = (Vec::new(), Vec::new());
         {
             let state = self.shared.lock();
             for offered in &hello.lanes {
                 let name = (offered.lane.to_string(), offered.epoch);
                 let seq = state.books.acked.get(&name).copied().unwrap_or(0);
                 self.next.insert(name, seq + 1);
+                let (lane, epoch) = (offered.lane.clone(), offered.epoch);
+                let held = (lane.to_string(), epoch, offered.first)..=(lane.to_string(), epoch, Seq::MAX);
+                let of_these = state.books.rejected.range(held).map(|(_, _, seq)| refusal(&lane, epoch, *seq));
+                rejected.extend(of_these);
                 if seq > 0 {
                     acked.push(Acked { lane: offered.lane.clone(), epoch: offered.epoch, seq });
                 }
@@ -348,9 +361,9 @@ impl<'a> Session<'a> {
             session: "rig".into(),
             features: Vec::new(),
             now: 1_800_000_000_000,
-            message_bytes_max: 1 << 20,
+            message_bytes_max,
             acked,
-            rejected: Vec::new(),
+            rejected,
             command_stream: 1,
         }))
     }
@@ -365,7 +378,11 @@ impl<'a> Session<'a> {
             AgentMessage::Done { .. } => return Ok(()),
             AgentMessage::Records { lane, epoch, records } => {
                 for record in records {
-                    self.store(&lane, epoch, record);
+                    let seq = record.seq;
+                    if self.store(&lane, epoch, record, fault) {
+                        let Rejected { lane, epoch, seq, reason } = refusal(&lane, epoch, seq);
+                        self.send(&ServerMessage::Reject { lane, epoch, seq, reason })?;
+                    }
                 }
                 (lane, epoch)
             }
@@ -386,21 +403,30 @@ impl<'a> Session<'a> {
             | Fault::Http(..)
             | Fault::PicksNoSubprotocol
             | Fault::InsteadOfWelcome(_)
-            | Fault::AfterWelcome(_) => {}
+            | Fault::AfterWelcome(_)
+            | Fault::Rejects(_)
+            | Fault::TakesAtMost(_) => {}
         }
         self.send(&ServerMessage::Ack { lane, epoch, seq })
     }
 
-    fn store(&mut self, lane: &LaneName, epoch: Epoch, record: Record) {
-        let seq = record.seq;
+    /// True where the record is refused for ever instead, which is stored likewise.
+    fn store(&mut self, lane: &LaneName, epoch: Epoch, record: Record, fault: &Fault) -> bool {
+        let (seq, body) = (record.seq, record.body.as_bytes().to_vec());
+        let text = String::from_utf8_lossy(&body);
+        let refused = matches!(*fault, Fault::Rejects(word) if text.contains(word));
         self.account(lane, epoch, seq, seq, |books| {
             let name = (lane.to_string(), epoch, seq);
-            let body = record.body.as_bytes().to_vec();
+            if refused {
+                books.rejected.insert(name);
+                return;
+            }
             let before = books.records.insert(name.clone(), body.clone());
             if before.is_some_and(|before| before != body) {
                 books.breaches.push(format!("{name:?} names two records"));
             }
         });
+        refused
     }
 
     /// Notes that `from` to `to` are accounted for, if they are the next in line (rule 3) and the session has not been
@@ -482,6 +508,10 @@ impl<'a> Session<'a> {
     fn breach(&self, what: String) {
         self.shared.lock().books.breaches.push(what);
     }
+}
+
+fn refusal(lane: &LaneName, epoch: Epoch, seq: Seq) -> Rejected {
+    Rejected { lane: lane.clone(), epoch, seq, reason: "schema".into() }
 }
 
 fn name_of(message: &AgentMessage) -> &'static str {

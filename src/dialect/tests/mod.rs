@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod model;
+mod weights;
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ fn config() -> Config {
         window_bytes: 10_000,
         batch_bytes_max: 2_000,
         ack_timeout_ms: ACK_TIMEOUT_MS,
+        weights: Vec::new(),
         endpoint_urls: vec!["wss://a".into(), "wss://b".into()],
     }
 }

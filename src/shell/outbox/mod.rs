@@ -12,14 +12,16 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::config::Commit;
+use crate::outbox::dead::DEAD_LANE;
 use crate::outbox::disk::Disk;
+use crate::outbox::expiry::Clock;
 use crate::outbox::{Event, LaneId, Outbox, PushError};
 use crate::record::{Epoch, Fetch, Item, LaneName, Offer, Seq, Why};
 use crate::shell::EventHook;
 use crate::shell::board::Board;
 use crate::shell::clock;
 use crate::shell::disk::SyncTimes;
-use crate::shell::port::{Answer, ForLocal, ForOutbox, ForUplink, Outcome, Port, Put, Ticket, Wait};
+use crate::shell::port::{Answer, ForLocal, ForOutbox, ForUplink, Outcome, Port, Put, Refusal, Ticket, Wait};
 use crate::status::{Delay, Lane, Samples};
 use crate::time::Instant;
 use waiters::{Waiters, Watched};
@@ -34,6 +36,8 @@ const IN_RAM_ONLY: &str = "the storage fails: kept in RAM only, and sent if the 
 
 /// Whom the outbox thread talks to.
 pub struct Setup {
+    /// The boot's id, folded.
+    pub boot: u32,
     /// What it is told.
     pub inbox: Arc<Port<ForOutbox>>,
     /// Offers and items go there.
@@ -126,6 +130,8 @@ impl<D: Disk> Keeper<D> {
             log::warn!(target: "outbox", "{kind} {detail}");
             (self.setup.event)(kind, &detail);
         }
+        let (boot, boot_ms) = (self.setup.boot, now.as_millis());
+        self.outbox.handle_clock(Clock { boot, boot_ms, wall_ms: clock::wall_ms_if_set() });
         let items = self.fetch(&mut outcomes);
         self.publish(items);
         self.show(now);
@@ -161,9 +167,15 @@ impl<D: Disk> Keeper<D> {
     /// What the upstream said: refusals before the acks that cover them, acks before puts, since they make room.
     fn settle(&mut self, now: Instant) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
-        for ((lane, epoch, seq), reason) in mem::take(&mut self.load.rejected) {
-            self.outbox.rejected(&lane, epoch, seq, &reason);
-            let answer = Answer::Error("bad_request", format!("refused upstream: {reason}"));
+        for ((lane, epoch, seq), Refusal { reason, ours }) in mem::take(&mut self.load.rejected) {
+            let by = if ours {
+                self.outbox.refuse(&lane, epoch, seq, &reason);
+                "here"
+            } else {
+                self.outbox.rejected(&lane, epoch, seq, &reason);
+                "upstream"
+            };
+            let answer = Answer::Error("bad_request", format!("refused {by}: {reason}"));
             self.waiters.answer(&(lane, epoch), seq..=seq, &answer, &mut outcomes);
         }
         for (name, seq) in mem::take(&mut self.load.acks) {
@@ -227,6 +239,17 @@ impl<D: Disk> Keeper<D> {
             Some(Wait::Committed) => true,
             Some(Wait::Accepted | Wait::Delivered) => false,
         };
+        if self.outbox.is_acked(lane, epoch, seq) {
+            // Put again under the key of a record that has arrived.
+            let answer = match wait {
+                Some(Wait::Delivered) => Answer::Delivered,
+                Some(Wait::Accepted | Wait::Committed) | None if answer_after_commit => Answer::Committed,
+                Some(Wait::Accepted | Wait::Committed) | None => Answer::Accepted,
+            };
+            let lane = Some(self.outbox.lane_name(lane).clone());
+            outcomes.extend(ticket.map(|ticket| Outcome { ticket, answer, lane, epoch, seq }));
+            return Ok(());
+        }
         let due = sync || answer_after_commit || self.outbox.is_due(lane);
         if due && !lanes.contains(&lane) {
             lanes.push(lane);
@@ -256,14 +279,14 @@ impl<D: Disk> Keeper<D> {
             }
             let mut sampled = false;
             for taken in self.taken.iter().filter(|taken| taken.lane == *lane) {
-                // A batch that was full may have been committed before the commit that failed.
-                let committed = result.is_ok() || self.outbox.is_committed(*lane, taken.epoch, taken.seq);
-                let answer = match result {
-                    Err(error) if !committed => {
-                        let (code, message) = words(error);
-                        Answer::Error(code, message)
-                    }
-                    Ok(()) | Err(_) => Answer::Committed,
+                // A batch that was full may have been committed before the commit that failed; and what was put again
+                // under its key may be in RAM only since before.
+                let committed = self.outbox.is_committed(*lane, taken.epoch, taken.seq);
+                let answer = if committed {
+                    Answer::Committed
+                } else {
+                    let (code, message) = words(result.err().unwrap_or(PushError::Degraded));
+                    Answer::Error(code, message)
                 };
                 if committed && !mem::replace(&mut sampled, true) {
                     // The first of a load has waited longest.
@@ -329,7 +352,8 @@ impl<D: Disk> Keeper<D> {
     fn show(&mut self, now: Instant) {
         let board = &self.setup.board;
         let lanes = self.outbox.lanes_status(clock::wall_ms_if_set());
-        let lost = lanes.iter().map(Lane::lost).sum();
+        // What the dead letters give up was counted when it was refused.
+        let lost = lanes.iter().filter(|lane| lane.name != DEAD_LANE).map(Lane::lost).sum();
         if lost > mem::replace(&mut self.lost, lost) {
             *board.lost_at.lock() = Some(now);
         }

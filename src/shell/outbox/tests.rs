@@ -61,6 +61,7 @@ impl Bench {
     fn start(&mut self) {
         let disk = RealDisk::new(&self.dir);
         let setup = Setup {
+            boot: 1,
             inbox: Arc::clone(&self.inbox),
             uplink: Arc::clone(&self.uplink),
             local: Arc::clone(&self.local),

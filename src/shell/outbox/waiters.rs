@@ -39,9 +39,11 @@ impl Waiters {
         self.count >= DELIVERED_WAITERS_MAX
     }
 
-    /// `ticket` waits for `seq`, which is above all others there.
+    /// `ticket` waits for `seq`: above all others there, but for one that was put again under its key.
     pub fn add(&mut self, lane: Name, seq: Seq, ticket: Ticket) {
-        self.lanes.entry(lane).or_default().push_back((seq, ticket));
+        let waiting = self.lanes.entry(lane).or_default();
+        let index = waiting.partition_point(|(other, _)| *other <= seq);
+        waiting.insert(index, (seq, ticket));
         self.count += 1;
     }
 

@@ -17,7 +17,7 @@ use mio::{Events, Poll, Token, Waker};
 
 use super::board::Board;
 use super::clock;
-use super::port::{ForOutbox, ForUplink, Port};
+use super::port::{ForOutbox, ForUplink, Port, Refusal};
 use super::resolver::{ADDRESSES_MAX, Resolver};
 use super::transport::{BUFFERS_BYTES_MAX, Handshake, Incoming, Meter, Open, Progress, Reach};
 use crate::config::target::Target;
@@ -429,8 +429,9 @@ impl Reactor {
                 let acked: &mut Seq = outbox.acks.entry((lane, epoch)).or_default();
                 *acked = seq.max(*acked);
             }),
-            Output::Rejected { lane, epoch, seq, reason } => {
-                self.outbox.give(|outbox| outbox.rejected.insert((lane, epoch, seq), reason));
+            Output::Rejected { lane, epoch, seq, reason, ours } => {
+                let refusal = Refusal { reason, ours };
+                self.outbox.give(|outbox| outbox.rejected.insert((lane, epoch, seq), refusal));
             }
             Output::Foreign { lane, epoch } => self.outbox.give(|outbox| outbox.foreign.push((lane, epoch))),
             Output::Changed => self.view_is_stale = true,
