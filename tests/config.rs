@@ -99,6 +99,7 @@ const BAD: &[(&str, usize, &str)] = &[
     ("[outbox]\nsegment_bytes = 12288", 2, "12288 is not within 16384 to "),
     ("[outbox]\nsegment_bytes = 262145", 2, "262145 is not a multiple of 4096"),
     ("[outbox]\nheadroom_bytes_min = -1", 2, "-1 is not within 0 to "),
+    ("[outbox]\nbudget_bytes_per_day = -1", 2, "-1 is not within 0 to "),
     ("[[lane]]\nname = 'a'\nbytes_max = 300000", 3, "does not hold two segments of 262144 bytes"),
     ("[[lane]]\nname = 'a'\ncommit_ms = 0", 3, "0 is not within 10 to "),
     ("[[lane]]\nname = 'a'\ncommit_bytes = 0", 3, "0 is not within 1 to "),

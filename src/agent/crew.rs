@@ -14,6 +14,7 @@ use crate::exit;
 use crate::outbox::{Outbox, Report};
 use crate::shell::board::Board;
 use crate::shell::disk::RealDisk;
+use crate::shell::lifetime;
 use crate::shell::local::Local;
 use crate::shell::outbox as keeper;
 use crate::shell::port::{ForLocal, ForOutbox, ForUplink, Port};
@@ -150,15 +151,17 @@ impl Crew {
     ) -> impl FnOnce() -> End + Send + 'static {
         let dir = config.outbox.dir.clone();
         let disk = RealDisk::new(&dir);
+        let event = setup::event_hook(config, process, &self.inbox);
         let keeper = keeper::Setup {
             inbox: Arc::clone(&self.inbox),
             uplink: Arc::clone(&self.uplink),
             local: Arc::clone(&self.local),
             board: Arc::clone(board),
             sync_times: disk.sync_times(),
+            lifetime: lifetime::Reader::new(&dir),
+            spending: setup::spending(config, Arc::clone(&event)),
         };
         let config_outbox = setup::outbox(config, device, process);
-        let event = setup::event_hook(config, process, &self.inbox);
         move || {
             let (outbox, report) = Outbox::open(disk, &config_outbox, entropy::draw());
             tell(&report, &dir, &*event);
@@ -183,6 +186,7 @@ impl Crew {
             let timeout = timeout.min(deadline.since(clock::now()));
             bell.wait_for_end(self.number, role, timeout)
         };
+        self.inbox.give(|cell| cell.hurry = true);
         self.local.give(|cell| cell.stop = true);
         if !wait(Role::Local, ANSWERS_TIMEOUT) {
             self.local.give(|cell| cell.leave = true);

@@ -241,12 +241,19 @@ pub struct Outbox {
     pub segment_bytes: u32,
     /// Left free on a shared partition.
     pub headroom_bytes_min: u64,
+    /// Bytes that may go to flash in 24 hours, 0: any. Commits wait up to 10 s so that it holds.
+    pub budget_bytes_per_day: u64,
 }
 
 impl Default for Outbox {
     fn default() -> Self {
         // headroom: memfaultd's min_headroom_kib
-        Self { dir: "/var/lib/backhaul".into(), segment_bytes: 262_144, headroom_bytes_min: 10 << 20 }
+        Self {
+            dir: "/var/lib/backhaul".into(),
+            segment_bytes: 262_144,
+            headroom_bytes_min: 10 << 20,
+            budget_bytes_per_day: 0,
+        }
     }
 }
 

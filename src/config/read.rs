@@ -212,6 +212,7 @@ fn read_outbox(mut section: Section<'_>) -> (Outbox, Section<'_>) {
         dir: section.path("dir").unwrap_or(default.dir),
         segment_bytes: section.number("segment_bytes", 16_384..=i64::from(SEGMENT_BYTES_MAX), default.segment_bytes),
         headroom_bytes_min: section.number("headroom_bytes_min", 0..=DISK_BYTES_MAX, default.headroom_bytes_min),
+        budget_bytes_per_day: section.number("budget_bytes_per_day", 0..=DISK_BYTES_MAX, default.budget_bytes_per_day),
     };
     if !outbox.segment_bytes.is_multiple_of(PAGE_BYTES) {
         section.fail("segment_bytes", &format!("{} is not a multiple of {PAGE_BYTES}", outbox.segment_bytes));

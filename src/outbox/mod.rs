@@ -1,6 +1,7 @@
 //! The outbox: records on flash until the upstream has them. CORE over a small disk trait: no file, thread or
 //! clock in here. `open` is total, power loss is the only shutdown, no loss is silent and none is invented.
 
+pub mod budget;
 pub mod disk;
 pub mod format;
 mod lane;
@@ -18,7 +19,7 @@ use crate::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
 use crate::status;
 use crate::time::Instant;
 use disk::{Disk, Entry};
-use lane::{ACK_LAG_MS_MAX, Io, Lane, TAIL_BYTES_MAX};
+use lane::{ACK_LAG_MS_MAX, Io, Lane, Purpose, TAIL_BYTES_MAX};
 use segments::{batch_bytes_max, parse_segment_name};
 
 /// What the outbox needs of the configuration.
@@ -111,6 +112,8 @@ pub struct Outbox<D: Disk> {
     lanes: Vec<Lane>,
     default: LaneId,
     record_bytes_max: u32,
+    /// The budget's window: no group commit comes sooner than that after its first record.
+    commit_ms_min: u64,
 }
 
 /// The file that says whose folder this is.
@@ -120,7 +123,7 @@ impl<D: Disk> Outbox<D> {
     /// Opens whatever lies on `disk`. Total: any bytes at all give a working outbox and a report.
     pub fn open(disk: D, config: &Config, seed: u64) -> (Self, Report) {
         let rng = fastrand::Rng::with_seed(seed);
-        let mut io = Io { disk, rng, purposes: Default::default(), payload_bytes: 0, syncs: 0, scratch: Vec::new() };
+        let mut io = Io { disk, rng, purposes: Default::default(), payload_bytes: 0, syncs: Default::default(), scratch: Vec::new() };
         let mut report = Report::default();
         let files = io.disk.list().unwrap_or_else(|error| {
             report.notes.push(format!("the folder cannot be listed: {error}"));
@@ -142,7 +145,13 @@ impl<D: Disk> Outbox<D> {
             lane.recover(&mut io, &own, &mut report);
         }
         let default = config.lanes.iter().position(|lane| lane.default).unwrap_or(0);
-        let mut outbox = Self { io, lanes, default: LaneId(default as u16), record_bytes_max: config.record_bytes_max };
+        let mut outbox = Self {
+            io,
+            lanes,
+            default: LaneId(default as u16),
+            record_bytes_max: config.record_bytes_max,
+            commit_ms_min: 0,
+        };
         outbox.check_identity(config, &mut report);
         outbox.remove_drained();
         (outbox, report)
@@ -178,7 +187,9 @@ impl<D: Disk> Outbox<D> {
         // Blanks over a longer old name, so that no truncation is needed.
         let padded = format!("{ours:<width$}", width = read.min(1024));
         let written = self.io.disk.write_at(IDENTITY_FILE, 0, padded.as_bytes());
-        if let Err(error) = written.and_then(|()| self.io.sync(IDENTITY_FILE)).and_then(|()| self.io.disk.sync_dir()) {
+        self.io.purposes.other += padded.len() as u64;
+        let synced = written.and_then(|()| self.io.sync(IDENTITY_FILE, Purpose::Repair));
+        if let Err(error) = synced.and_then(|()| self.io.sync_dir(Purpose::Repair)) {
             report.notes.push(format!("{IDENTITY_FILE}: {error}"));
         }
     }
@@ -284,7 +295,8 @@ impl<D: Disk> Outbox<D> {
     pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
         let commits = self.lanes.iter().filter_map(|lane| {
             let config = lane.config.as_ref()?;
-            Some((lane.pending_since()? + Duration::from_millis(config.commit_ms), Timer::Commit))
+            let commit_ms = config.commit_ms.max(self.commit_ms_min);
+            Some((lane.pending_since()? + Duration::from_millis(commit_ms), Timer::Commit))
         });
         let acks = self
             .lanes
@@ -298,7 +310,7 @@ impl<D: Disk> Outbox<D> {
         for lane in &mut self.lanes {
             let due = |since: Option<Instant>, ms| since.is_some_and(|since| since + Duration::from_millis(ms) <= now);
             if let Some(config) = &lane.config
-                && due(lane.pending_since(), config.commit_ms)
+                && due(lane.pending_since(), config.commit_ms.max(self.commit_ms_min))
             {
                 // Nobody waits for it; what failed is counted and said in the status.
                 let _ = lane.commit(&mut self.io);
@@ -307,6 +319,11 @@ impl<D: Disk> Outbox<D> {
                 lane.flush_acks(&mut self.io, now);
             }
         }
+    }
+
+    /// The flash budget's window, from now on: a group commit waits at least so long.
+    pub fn set_commit_ms_min(&mut self, ms: u64) {
+        self.commit_ms_min = ms;
     }
 
     /// A `group` lane holds more in RAM than `commit_bytes`: it wants a commit now.
@@ -330,16 +347,21 @@ impl<D: Disk> Outbox<D> {
 
     /// The flash's part of the status; times of syncs are the shell's to add.
     pub fn flash_status(&self) -> status::Flash {
-        let purposes = self.io.purposes;
         let degraded = self.lanes.iter().any(|lane| lane.degraded);
         status::Flash {
-            bytes_written: purposes.records + purposes.acks + purposes.reserve + purposes.segments + purposes.other,
+            bytes_written: self.bytes_written(),
             bytes_payload: self.io.payload_bytes,
-            syncs: self.io.syncs,
+            syncs: self.io.syncs.sum(),
             state: if degraded { "degraded" } else { "ok" }.into(),
-            by_purpose: purposes,
+            by_purpose: self.io.purposes,
+            syncs_by_purpose: self.io.syncs,
             ..status::Flash::default()
         }
+    }
+
+    /// Bytes written since it was opened, whatever for.
+    pub fn bytes_written(&self) -> u64 {
+        self.io.purposes.sum()
     }
 
     /// Bytes in RAM: records waiting for flash, and the newest ones kept.

@@ -167,7 +167,7 @@ impl Lane {
                 io.purposes.other += PAGE_BYTES as u64;
             }
         }
-        io.sync(&name)
+        io.sync(&name, Purpose::Repair)
     }
 
     fn write_repair<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
@@ -219,7 +219,7 @@ impl Lane {
         let Some((newest, first, _)) = own.last() else { return Repairs::default() };
         let segment = self.segments[*newest].clone();
         // After SIGKILL the page cache may hold what flash does not.
-        if let Err(error) = io.sync(&segment_name(&self.name, segment.number)) {
+        if let Err(error) = io.sync(&segment_name(&self.name, segment.number), Purpose::Repair) {
             notes.push(format!("lane {}: sync failed: {error}", self.name));
         }
         let walk = self.walk(io, &segment, first);

@@ -271,7 +271,6 @@ pub fn make_segment<D: Disk>(io: &mut Io<D>, name: &str, bytes: u32) -> io::Resu
         offset += chunk;
     }
     io.purposes.segments += u64::from(bytes);
-    io.sync(name)?;
-    io.syncs += 1;
-    io.disk.sync_dir()
+    io.sync(name, Purpose::Segment)?;
+    io.sync_dir(Purpose::Segment)
 }
