@@ -159,12 +159,13 @@ impl Crew {
             board: Arc::clone(board),
             sync_times: disk.sync_times(),
             lifetime: lifetime::Reader::new(&dir),
-            spending: setup::spending(config, Arc::clone(&event)),
+            spending: setup::spending(config),
+            event: Arc::clone(&event),
         };
         let config_outbox = setup::outbox(config, device, process);
         move || {
             let (outbox, report) = Outbox::open(disk, &config_outbox, entropy::draw());
-            tell(&report, &dir, &*event);
+            tell(&report, &dir, &*keeper.event);
             keeper::run(outbox, keeper);
             End::Left
         }

@@ -7,14 +7,15 @@ use std::time::Duration;
 use crate::config::bounds::bounds;
 use crate::config::target::Target;
 use crate::config::{Config, Endpoint};
+use crate::outbox::budget::WINDOW_MAX;
 use crate::outbox::{self, Draft};
 use crate::record::Body;
-use crate::outbox::budget::WINDOW_MAX;
+use crate::shell::EventHook;
 use crate::shell::board::Board;
 use crate::shell::outbox::Spending;
 use crate::shell::port::{ForLocal, ForOutbox, Port, Put};
 use crate::shell::snapshot::Source;
-use crate::shell::uplink::{self, EventHook, Hook};
+use crate::shell::uplink::{self, Hook};
 use crate::shell::{clock, entropy, local};
 use crate::time::Instant;
 use crate::{config, dialect, link, status, upstream};
@@ -61,10 +62,10 @@ pub(super) fn outbox(config: &Config, device: &str, process: &Process) -> outbox
 }
 
 /// The flash budget, if there is one; what is left of it lies beside the local socket.
-pub(super) fn spending(config: &Config, event: EventHook) -> Option<Spending> {
+pub(super) fn spending(config: &Config) -> Option<Spending> {
     let file = config.local.socket.with_file_name("budget");
     let bytes = Some(config.outbox.budget_bytes_per_day).filter(|bytes| *bytes > 0)?;
-    Some(Spending::new(bytes, WINDOW_MAX, file, event))
+    Some(Spending::new(bytes, WINDOW_MAX, file))
 }
 
 /// What there is to see until the outbox is open: the lanes as configured, nothing in them.

@@ -215,7 +215,7 @@ mod tests {
         let mut budget = full(4_000_000, start);
         let (hours, commits, longest) = trickle(&mut budget, 2, start);
         assert_eq!(longest, WINDOW_MAX);
-        assert!(commits >= 2 * 8000, "{commits} commits: durability was given up");
+        assert!(commits >= 15_000, "{commits} commits: durability was given up");
         assert!(most_in_24_hours(&hours) > 4_000_000);
         let now = start + 2 * DAY;
         assert_eq!(budget.poll_change(now), Some(State::Exceeded));

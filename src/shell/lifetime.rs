@@ -251,7 +251,10 @@ mod tests {
             write(&root, &[("proc/self/mountinfo", &format!("28 22 0:17 / /var rw - ubifs {source} rw\n"))]);
             let lifetime = read(&root, "0:17").unwrap();
             assert_eq!((lifetime.device.as_str(), lifetime.capacity_bytes), ("ubi1", 126_976_000), "{source}");
-            assert_eq!((lifetime.used_percent, lifetime.erases_max, lifetime.bad_blocks), (Some(3), Some(2001), Some(3)));
+            assert_eq!(
+                (lifetime.used_percent, lifetime.erases_max, lifetime.bad_blocks),
+                (Some(3), Some(2001), Some(3))
+            );
         }
     }
 
@@ -269,12 +272,10 @@ mod tests {
         ] {
             assert_eq!(used_percent(text), percent, "{text}");
         }
-        assert_eq!([reserve("0x02"), reserve("0x03"), reserve("0x00"), reserve("?")], [
-            Some("warning"),
-            Some("urgent"),
-            None,
-            None
-        ]);
+        assert_eq!(
+            [reserve("0x02"), reserve("0x03"), reserve("0x00"), reserve("?")],
+            [Some("warning"), Some("urgent"), None, None]
+        );
     }
 
     #[test]

@@ -93,7 +93,7 @@ mod tests {
         *board.lanes.lock() = vec![lane(Some(5)), lane(None)];
         *board.lanes_at.lock() = Instant::from_micros(10_000_000);
         let (agent, started) = (Agent::default(), Instant::default());
-        let source = Source { board, agent, started, endpoints: Vec::new(), queues_bytes_max: 0 };
+        let source = Source { board, agent, started, opened: started, endpoints: Vec::new(), queues_bytes_max: 0 };
         let lanes = source.lanes(Instant::from_micros(13_900_000));
         assert_eq!((lanes[0].oldest_s, lanes[1].oldest_s), (Some(8), None));
     }

@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use crate::config::Commit;
 use crate::outbox::disk::Disk;
-use crate::outbox::{LaneId, Outbox, PushError};
-use crate::record::{Epoch, Fetch, Item, Offer, Seq, Why};
+use crate::outbox::{Event, LaneId, Outbox, PushError};
+use crate::record::{Epoch, Fetch, Item, LaneName, Offer, Seq, Why};
+use crate::shell::EventHook;
 use crate::shell::board::Board;
 use crate::shell::clock;
 use crate::shell::disk::SyncTimes;
@@ -30,6 +31,9 @@ use waiters::{Waiters, Watched};
 const MEASURE_INTERVAL: Duration = Duration::from_millis(50);
 /// What the load's lists keep between loads.
 const LOAD_KEPT: usize = 256;
+
+/// The answer to a put that flash did not take.
+const IN_RAM_ONLY: &str = "the storage fails: kept in RAM only, and sent if the power stays";
 
 /// Whom the outbox thread talks to.
 pub struct Setup {
@@ -47,6 +51,8 @@ pub struct Setup {
     pub lifetime: lifetime::Reader,
     /// The flash budget, where there is one.
     pub spending: Option<Spending>,
+    /// Called with kind and detail of what is worth a record on topic `$event`.
+    pub event: EventHook,
 }
 
 /// Runs the thread's life: until told to stop, then everything in RAM goes to flash.
@@ -141,6 +147,10 @@ impl<D: Disk> Keeper<D> {
             self.outbox.handle_timeout(now);
         }
         self.spend(now);
+        while let Some(Event { kind, detail }) = self.outbox.poll_event() {
+            log::warn!(target: "outbox", "{kind} {detail}");
+            (self.setup.event)(kind, &detail);
+        }
         let items = self.fetch(&mut outcomes);
         self.publish(items);
         self.show(now);
@@ -215,12 +225,7 @@ impl<D: Disk> Keeper<D> {
         self.load.puts_bytes = 0;
     }
 
-    fn take_put(
-        &mut self,
-        put: Put,
-        now: Instant,
-        outcomes: &mut Vec<Outcome>,
-    ) -> Result<(), (&'static str, String)> {
+    fn take_put(&mut self, put: Put, now: Instant, outcomes: &mut Vec<Outcome>) -> Result<(), (&'static str, String)> {
         let Put { ticket, lane: name, draft, wait } = put;
         let Some(lane) = self.outbox.lane(name.as_deref()) else {
             return Err(("unknown_lane", format!("no lane is named '{}'", name.unwrap_or_default())));
@@ -232,7 +237,7 @@ impl<D: Disk> Keeper<D> {
         let (epoch, seq) = self.outbox.push(lane, draft, now).map_err(words)?;
         let sync = match self.outbox.commit_mode(lane) {
             Commit::Sync => true,
-            Commit::Group => false,
+            Commit::Group | Commit::RamFirst => false,
         };
         let answer_after_commit = match wait {
             None => sync,
@@ -287,7 +292,7 @@ impl<D: Disk> Keeper<D> {
     /// Counts what went to flash against the budget; the next group commits heed it.
     fn spend(&mut self, now: Instant) {
         if let Some(spending) = &mut self.setup.spending {
-            spending.count(self.outbox.bytes_written(), now);
+            spending.count(self.outbox.bytes_written(), now, &self.setup.event);
             let window = self.window(now);
             self.outbox.set_commit_ms_min(window.as_millis() as u64);
         }
@@ -296,8 +301,12 @@ impl<D: Disk> Keeper<D> {
     /// One commit a lane; then everyone who waited for it hears of it.
     fn commit(&mut self, lanes: &[LaneId], outcomes: &mut Vec<Outcome>) {
         for lane in lanes {
+            let (epoch, _) = self.outbox.committed(*lane);
             let result = self.outbox.commit(*lane);
             let now = clock::now();
+            if self.outbox.committed(*lane).0 != epoch {
+                self.on_moved((self.outbox.lane_name(*lane).clone(), epoch), outcomes);
+            }
             let mut sampled = false;
             for taken in self.taken.iter().filter(|taken| taken.lane == *lane) {
                 // A batch that was full may have been committed before the commit that failed.
@@ -321,6 +330,14 @@ impl<D: Disk> Keeper<D> {
         }
         self.taken.retain(|taken| !lanes.contains(&taken.lane));
         self.taken.shrink_to(LOAD_KEPT);
+    }
+
+    /// What was not yet on flash has other numbers now, in RAM.
+    fn on_moved(&mut self, name: (LaneName, Epoch), outcomes: &mut Vec<Outcome>) {
+        let next = self.outbox.next(&name.0, name.1);
+        let answer = Answer::Error("degraded", IN_RAM_ONLY.into());
+        self.waiters.answer(&name, next..=Seq::MAX, &answer, outcomes);
+        self.waiters.unwatch_from(&name, next);
     }
 
     fn fetch(&mut self, outcomes: &mut Vec<Outcome>) -> Vec<(Fetch, Vec<Item>)> {
@@ -400,6 +417,6 @@ fn words(error: PushError) -> (&'static str, String) {
     match error {
         PushError::Full => ("full", "the lane is full".into()),
         PushError::TooLarge => ("too_large", "the record is larger than record_bytes_max".into()),
-        PushError::Degraded => ("degraded", "the storage does not take it now".into()),
+        PushError::Degraded => ("degraded", IN_RAM_ONLY.into()),
     }
 }
