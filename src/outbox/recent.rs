@@ -88,8 +88,7 @@ impl Recent {
     /// The oldest `count` of those that wait are on flash.
     pub fn on_written(&mut self, count: usize) {
         let first = self.records.len() - self.waiting;
-        self.waiting_bytes -=
-            self.records.range(first..first + count).map(|held| record_bytes(&held.draft)).sum::<usize>();
+        self.waiting_bytes -= self.records.range(first..first + count).map(|held| record_bytes(&held.draft)).sum::<usize>();
         self.waiting -= count;
     }
 
