@@ -237,6 +237,12 @@ impl<D: Disk> Outbox<D> {
         found.map(|index| LaneId(index as u16))
     }
 
+    /// The configured lanes.
+    pub fn lane_ids(&self) -> impl Iterator<Item = LaneId> {
+        let configured = self.lanes.iter().filter(|lane| lane.config.is_some()).count();
+        (0..configured as u16).map(LaneId)
+    }
+
     /// The lane's name.
     pub fn lane_name(&self, lane: LaneId) -> &LaneName {
         &self.lanes[usize::from(lane.0)].name

@@ -57,8 +57,10 @@ pub struct Setup {
 
 /// Runs the thread's life: until told to stop, then everything in RAM goes to flash.
 pub fn run<D: Disk>(outbox: Outbox<D>, setup: Setup) {
+    let epochs = outbox.lane_ids().map(|lane| (lane, outbox.committed(lane).0)).collect();
     let mut keeper = Keeper {
         outbox,
+        epochs,
         setup,
         load: ForOutbox::default(),
         taken: Vec::new(),
@@ -84,6 +86,8 @@ pub fn run<D: Disk>(outbox: Outbox<D>, setup: Setup) {
 
 struct Keeper<D: Disk> {
     outbox: Outbox<D>,
+    /// Each lane's, as those who wait know it.
+    epochs: Vec<(LaneId, Epoch)>,
     setup: Setup,
     /// What this turn works on; swapped with the port's content, so that its lists are used again.
     load: ForOutbox,
@@ -129,6 +133,7 @@ impl<D: Disk> Keeper<D> {
         self.settle(now, &mut outcomes);
         let served = !self.load.puts.is_empty();
         self.take_puts(now, &mut outcomes);
+        self.tell_moved(&mut outcomes);
         let lanes = self.due(now);
         // After the puts: its last ones may be in the same load.
         for client in mem::take(&mut self.load.gone) {
@@ -145,6 +150,7 @@ impl<D: Disk> Keeper<D> {
             // It may commit a lane as well, and tells nobody.
             self.commit_held(&mut outcomes);
             self.outbox.handle_timeout(now);
+            self.tell_moved(&mut outcomes);
         }
         self.spend(now);
         while let Some(Event { kind, detail }) = self.outbox.poll_event() {
@@ -301,12 +307,8 @@ impl<D: Disk> Keeper<D> {
     /// One commit a lane; then everyone who waited for it hears of it.
     fn commit(&mut self, lanes: &[LaneId], outcomes: &mut Vec<Outcome>) {
         for lane in lanes {
-            let (epoch, _) = self.outbox.committed(*lane);
             let result = self.outbox.commit(*lane);
             let now = clock::now();
-            if self.outbox.committed(*lane).0 != epoch {
-                self.on_moved((self.outbox.lane_name(*lane).clone(), epoch), outcomes);
-            }
             let mut sampled = false;
             for taken in self.taken.iter().filter(|taken| taken.lane == *lane) {
                 // A batch that was full may have been committed before the commit that failed.
@@ -330,6 +332,21 @@ impl<D: Disk> Keeper<D> {
         }
         self.taken.retain(|taken| !lanes.contains(&taken.lane));
         self.taken.shrink_to(LOAD_KEPT);
+        self.tell_moved(outcomes);
+    }
+
+    /// Storage may fail, or be back, in a put, a commit or a new try: each gives a lane another epoch.
+    fn tell_moved(&mut self, outcomes: &mut Vec<Outcome>) {
+        let mut moved = Vec::new();
+        for (lane, known) in &mut self.epochs {
+            let (epoch, _) = self.outbox.committed(*lane);
+            if epoch != *known {
+                moved.push((self.outbox.lane_name(*lane).clone(), mem::replace(known, epoch)));
+            }
+        }
+        for name in moved {
+            self.on_moved(name, outcomes);
+        }
     }
 
     /// What was not yet on flash has other numbers now, in RAM.

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use super::*;
 use crate::config::{self, Overflow};
+use crate::outbox::sim_disk::SimDisk;
 use crate::outbox::{Config, Draft};
 use crate::record::{Body, LaneName};
 use crate::shell::disk::RealDisk;
@@ -70,18 +71,25 @@ impl Bench {
 
     fn start(&mut self) {
         let disk = RealDisk::new(&self.dir);
+        let sync_times = disk.sync_times();
+        self.start_on(disk, sync_times, |_| ());
+    }
+
+    /// On any disk, changed once the outbox is open.
+    fn start_on<D: Disk + Send + 'static>(&mut self, disk: D, sync_times: Arc<SyncTimes>, then: impl FnOnce(&mut D)) {
         let events = Arc::clone(&self.events);
         let setup = Setup {
             inbox: Arc::clone(&self.inbox),
             uplink: Arc::clone(&self.uplink),
             local: Arc::clone(&self.local),
             board: Arc::clone(&self.board),
-            sync_times: disk.sync_times(),
+            sync_times,
             lifetime: lifetime::Reader::new(&self.dir),
             spending: self.budget.map(|(bytes, window)| Spending::new(bytes, window, self.dir.join("budget"))),
             event: Arc::new(move |kind, detail| events.lock().unwrap().push(format!("{kind} {detail}"))),
         };
-        let (outbox, _) = Outbox::open(disk, &self.config, 7);
+        let (mut outbox, _) = Outbox::open(disk, &self.config, 7);
+        then(outbox.disk_mut());
         self.thread = Some(std::thread::spawn(move || run(outbox, setup)));
     }
 
@@ -343,4 +351,17 @@ fn who_waits_for_the_budget_hears_of_his_record_before_it_is_renumbered() {
     let outcomes = bench.outcomes(1);
     assert_eq!((seqs(&outcomes, &Answer::Committed), outcomes[0].epoch), (vec![1], offer.epoch));
     assert_ne!(bench.offer("sync").epoch, offer.epoch);
+}
+
+#[test]
+fn who_waits_for_delivery_hears_that_flash_did_not_take_his_record_though_no_commit_was_asked_for() {
+    let mut bench = Bench::new();
+    bench.stop();
+    bench.start_on(SimDisk::default(), Arc::default(), |disk| disk.write_failures = u32::MAX);
+    // A batch that is full is written by the put that finds it so.
+    bench.put((1..=30).map(|request| put(request, "group", (request == 1).then_some(Wait::Delivered))).collect());
+    let mut outcomes = bench.outcomes(30);
+    outcomes.sort_by_key(|outcome| outcome.ticket.request);
+    assert_eq!(code(&outcomes[0]), "degraded");
+    seqs(&outcomes[1..], &Answer::Accepted);
 }
