@@ -7,7 +7,10 @@ DESTDIR ?=
 AGENT = target/release/backhaul
 NEED = sh deploy/need
 
-.PHONY: all build demo test powercut powercut-long lint install clean FORCE
+# What `make long` runs, in this order; each is a target of its own.
+LONG = powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
+
+.PHONY: all build demo test powercut powercut-long long kill-long lint install clean FORCE
 
 all: build
 
@@ -38,6 +41,16 @@ powercut:
 powercut-long:
 	@$(NEED) pkg-config libssl-dev
 	POWERCUT_LONG=1 $(CARGO) test --profile powercut --test powercut nothing_promised -- --nocapture
+
+# Hours: every long entry, and the minutes of each at the end. Interrupted, it goes on with the first one that has not
+# passed on this source (FRESH=1: with all of them).
+long:
+	@sh tests/long $(LONG)
+
+# 15,001 SIGKILLs of agent and receiver; one more than the 15,000 power cycles reported of Mosquitto on a rig.
+kill-long:
+	@$(NEED) pkg-config libssl-dev
+	KILLS=15001 $(CARGO) test --features receiver --test kill every_ -- --nocapture
 
 lint:
 	@$(NEED) pkg-config libssl-dev

@@ -150,13 +150,17 @@ pub struct Flash {
     pub sync_ms_max: f64,
     /// `ok` or `degraded`.
     pub state: String,
-    /// Share of its life that the flash has used; null where that is not known.
-    pub lifetime: Option<serde_json::Value>,
-    /// What they were written for.
+    /// What the device says of its wear, and an estimate; null where it says nothing.
+    pub lifetime: Option<Lifetime>,
+    /// What the bytes were written for.
     pub by_purpose: FlashPurposes,
+    /// What the syncs were for.
+    pub syncs_by_purpose: FlashPurposes,
+    /// `[outbox] budget_bytes_per_day`; null where there is none.
+    pub budget: Option<FlashBudget>,
 }
 
-/// Bytes to flash by purpose.
+/// Bytes, or syncs, to flash by purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlashPurposes {
     /// Batches of records.
@@ -169,6 +173,76 @@ pub struct FlashPurposes {
     pub segments: u64,
     /// Anything else.
     pub other: u64,
+}
+
+impl FlashPurposes {
+    /// All together.
+    pub const fn sum(&self) -> u64 {
+        self.records + self.acks + self.reserve + self.segments + self.other
+    }
+}
+
+/// What the outbox's flash says of its wear, and an estimate of how long it lasts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lifetime {
+    /// Its name in sysfs.
+    pub device: String,
+    /// `emmc`, `sd` or `ubi`.
+    pub kind: String,
+    /// The whole device.
+    pub capacity_bytes: u64,
+    /// Share of its life that is used, the upper end of what it says; null where it does not say.
+    pub used_percent: Option<u8>,
+    /// eMMC: state of its spare blocks: `normal`, `warning` (80 % are used) or `urgent` (90 %).
+    pub reserve: Option<String>,
+    /// UBI: erases of the block that has most.
+    pub erases_max: Option<u64>,
+    /// UBI: blocks that are bad.
+    pub bad_blocks: Option<u64>,
+    /// Assumed: erases that a block bears.
+    pub cycles: u32,
+    /// Written by us, as observed; null before an hour of it.
+    pub bytes_per_day: Option<u64>,
+    /// How long it lasts if nobody else writes: one digit, rounded down, at most 100; null before an hour.
+    pub years: Option<u32>,
+}
+
+impl Lifetime {
+    /// Assumed: bytes of flash that the device programs for one that is written. A page of 4 KiB costs it one of 16.
+    pub const WRITE_AMPLIFICATION: u64 = 4;
+    /// What is seen in less says nothing of a day.
+    pub const OBSERVED_MIN: Duration = Duration::from_secs(3600);
+    /// Beyond, other things fail first.
+    pub const YEARS_MAX: u32 = 100;
+
+    /// From what was written in the time observed: capacity × cycles / write amplification is what a new device
+    /// takes, as data sheets rate it in terabytes written, and the used share is gone.
+    pub fn estimate(&mut self, bytes_written: u64, observed: Duration) {
+        if observed < Self::OBSERVED_MIN {
+            return;
+        }
+        let per_day = u128::from(bytes_written) * 86_400 / u128::from(observed.as_secs());
+        let unused = u128::from(100_u8.saturating_sub(self.used_percent.unwrap_or(0)));
+        let whole = u128::from(self.capacity_bytes) * u128::from(self.cycles) / u128::from(Self::WRITE_AMPLIFICATION);
+        let left = whole * unused / 100;
+        let years = left.checked_div(per_day * 365).unwrap_or(u128::MAX);
+        let years = u32::try_from(years).unwrap_or(u32::MAX).min(Self::YEARS_MAX);
+        self.bytes_per_day = u64::try_from(per_day).ok();
+        self.years = Some(if years < 10 { years } else { years / 10 * 10 });
+    }
+}
+
+/// The flash budget.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlashBudget {
+    /// As configured.
+    pub bytes_per_day: u64,
+    /// What may be written at once before the budget is exceeded.
+    pub bytes_left: u64,
+    /// How long a commit is held back now.
+    pub window_ms: u64,
+    /// `ok`, `widened` (commits wait) or `exceeded` (they wait as long as they may, and it is not enough).
+    pub state: String,
 }
 
 /// Bytes on the wire.
@@ -348,6 +422,32 @@ impl Samples {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn life_is_estimated_in_one_digit_and_not_before_an_hour() {
+        let new = Lifetime { capacity_bytes: 4 << 30, cycles: 3000, ..Lifetime::default() };
+        let hour = Lifetime::OBSERVED_MIN;
+        let years = |lifetime: &Lifetime, bytes_a_day: u64| {
+            let mut lifetime = lifetime.clone();
+            lifetime.estimate(bytes_a_day, hour * 24);
+            assert_eq!(lifetime.bytes_per_day, Some(bytes_a_day));
+            lifetime.years
+        };
+        let mut early = new.clone();
+        early.estimate(1 << 30, hour - Duration::from_secs(1));
+        assert_eq!(early, new);
+        // 4 GiB × 3000 / 4 are 3 TiB: 3000 days of 1 GiB.
+        assert_eq!(years(&new, 1 << 30), Some(8));
+        assert_eq!(years(&new, 1 << 29), Some(10));
+        assert_eq!(years(&new, 300 << 20), Some(20));
+        assert_eq!(years(&new, 100 << 30), Some(0));
+        assert_eq!((years(&new, 1), years(&new, 0)), (Some(100), Some(100)));
+        let worn = |used_percent| Lifetime { used_percent: Some(used_percent), ..new.clone() };
+        assert_eq!(years(&worn(50), 1 << 30), Some(4));
+        assert_eq!(years(&worn(100), 1), Some(0));
+        let huge = Lifetime { capacity_bytes: u64::MAX, cycles: u32::MAX, ..new };
+        assert_eq!(years(&huge, u64::MAX / 86_400), Some(100));
+    }
 
     #[test]
     fn percentiles_are_of_the_recent_past_and_the_maximum_of_all() {

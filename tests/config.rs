@@ -103,6 +103,7 @@ const BAD: &[(&str, usize, &str)] = &[
     ("[[lane]]\nname = 'a'\nweight = 0", 3, "0 is not within 1 to 1000"),
     ("[[lane]]\nname = 'a'\nttl_s = -1", 3, "-1 is not within 0 to 4294967295"),
     ("[[lane]]\nname = 'dead'", 2, "\"dead\" is where refused records lie"),
+    ("[outbox]\nbudget_bytes_per_day = -1", 2, "-1 is not within 0 to "),
     ("[[lane]]\nname = 'a'\nbytes_max = 300000", 3, "does not hold two segments of 262144 bytes"),
     ("[[lane]]\nname = 'a'\ncommit_ms = 0", 3, "0 is not within 10 to "),
     ("[[lane]]\nname = 'a'\ncommit_bytes = 0", 3, "0 is not within 1 to "),

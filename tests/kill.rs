@@ -1,8 +1,11 @@
 //! The main promise under SIGKILL: what a producer was told is committed is stored upstream exactly once, whoever dies,
-//! whenever. Real processes, real flash, four producers, both encodings.
+//! whenever. Real processes, real flash, four producers, both encodings; several pairs of agent and receiver side by
+//! side, so that the machine has work while one of them sleeps.
 //!
-//! `KILLS=1000 SEED=7 cargo test --features receiver --test kill` for more of it, or for the same again. (The seed
-//! gives the same victims, pauses and records; the moment a signal lands within a system call is the kernel's.)
+//! `KILLS=15001 SEED=7 cargo test --features receiver --test kill` for more of it, or for the same again. A history
+//! has at most 250 kills, then a new folder begins; one that fails names its own seed, and `PAIRS=1` runs it alone.
+//! (The seed gives the same victims, pauses and records; the moment a signal lands within a system call is the
+//! kernel's.)
 #![cfg(feature = "receiver")]
 
 #[path = "support/mod.rs"]
@@ -11,23 +14,29 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use backhaul::config::{Commit, Config, Encoding, Overflow};
+use backhaul::config::{Commit, Config, Encoding, Overflow, Reconnect};
 use fastrand::Rng;
 use support::TempDir;
 use support::agent::{self, Agent};
 use support::producer::{Committed, Handed, PIPELINE_MAX, Producer};
 use support::receiver::{Receiver, Stored, StoredGap};
 
-/// Kills, half of them the agent's, half the receiver's.
-const KILLS: u64 = 200;
+/// Kills, half of them the agents', half the receivers'.
+const KILLS: u64 = 1000;
+/// Pairs of agent and receiver at once: twice the two cores, since most of their time is waiting.
+const PAIRS: u64 = 4;
+/// Kills in one folder, at most: what was stored and promised in it is compared in memory.
+const HISTORY_KILLS_MAX: u64 = 250;
 /// Longest pause between a sign of progress and the kill.
-const CALM_MS_MAX: u64 = 250;
+const CALM_MS_MAX: u64 = 200;
 /// Longest time that a victim stays dead.
-const DEATH_MS_MAX: u64 = 150;
+const DEATH_MS_MAX: u64 = 100;
+/// Longest pause of a producer.
+const PRODUCER_MS_MAX: u64 = 20;
 
 /// Where each producer puts: (lane, asks for `committed`).
 const PRODUCERS: [(&str, bool); 4] = [("telemetry", false), ("telemetry", false), ("alarm", false), ("meter", true)];
@@ -39,9 +48,39 @@ enum Victim {
 }
 
 #[test]
-fn every_committed_record_is_stored_once_through_200_kills() {
+fn every_committed_record_is_stored_once_through_1000_kills() {
     let kills = from_env("KILLS").unwrap_or(KILLS);
+    let pairs = from_env("PAIRS").unwrap_or(PAIRS).max(1);
     let seed = from_env("SEED").unwrap_or_else(seed_of_now);
+    // As even as can be, so that all pairs are busy to the end.
+    let histories = kills.div_ceil(HISTORY_KILLS_MAX).next_multiple_of(pairs).min(kills);
+    let kills_of = |number: u64| kills / histories + u64::from(number < kills % histories);
+    let (next, done, records) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let stop = AtomicBool::new(false);
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..pairs {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= histories || stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let _failing = Failing(&stop);
+                    let committed = history(kills_of(number), seed.wrapping_add(number));
+                    records.fetch_add(committed, Ordering::Relaxed);
+                    let done = done.fetch_add(kills_of(number), Ordering::Relaxed) + kills_of(number);
+                    eprintln!("{done} of {kills} kills, {:.0} s", begin.elapsed().as_secs_f64());
+                }
+            });
+        }
+    });
+    assert_eq!(done.load(Ordering::Relaxed), kills);
+    eprintln!("{kills} kills, {} records committed, seed {seed}", records.load(Ordering::Relaxed));
+}
+
+/// One pair from an empty folder through so many kills; returns how many records were promised.
+fn history(kills: u64, seed: u64) -> u64 {
     let _replay = Replay { kills, seed };
     let mut rng = Rng::with_seed(seed);
     let dir = TempDir::new("kill");
@@ -50,24 +89,23 @@ fn every_committed_record_is_stored_once_through_200_kills() {
     let mut agent = Agent::new(&dir, &config);
     receiver.start();
     let load = Load::start(&agent, &mut rng);
-    for (half, encoding) in [Encoding::Postcard, Encoding::Json].into_iter().enumerate() {
+    for (encoding, kills) in [(Encoding::Postcard, kills / 2), (Encoding::Json, kills - kills / 2)] {
+        if agent.runs() {
+            agent.kill9();
+        }
         config.upstream.encodings = vec![encoding];
         agent.configure(&config);
         agent.start();
         agent.wait_up();
-        kill_many(&mut agent, &mut receiver, &mut rng, kills / 2);
-        if half == 0 {
-            agent.kill9();
-        }
+        kill_many(&mut agent, &mut receiver, &mut rng, kills);
     }
     let producers = load.stop();
     receiver.wait_acked(&producers);
     agent.wait_drained();
-    let committed: usize = producers.iter().map(|producer| producer.committed.len()).sum();
-    let committed_min = usize::try_from(kills).expect("not so many") * 5;
-    assert!(committed >= committed_min, "{committed} records committed: that was no load");
-    eprintln!("{kills} kills, {committed} records committed, seed {seed}");
+    let committed = producers.iter().map(|producer| producer.committed.len() as u64).sum();
+    assert!(committed >= kills * 20, "{committed} records committed: that was no load");
     verify(&producers, receiver.records(), &receiver.gaps(), &receiver.acked());
+    committed
 }
 
 fn configuration(dir: &TempDir, receiver: &Receiver) -> Config {
@@ -80,6 +118,9 @@ fn configuration(dir: &TempDir, receiver: &Receiver) -> Config {
     meter.commit = Commit::Group;
     meter.commit_ms = 1000;
     config.lanes = vec![telemetry, agent::lane("alarm"), meter];
+    // Whoever has lost the other is soon there again, to be killed at work.
+    let reconnect = config.upstream.reconnect;
+    config.upstream.reconnect = Reconnect { spread_ms: 20, backoff_ms_min: 10, backoff_ms_max: 40, ..reconnect };
     config
 }
 
@@ -161,7 +202,7 @@ fn produce(mut producer: Producer, number: usize, stop: &AtomicBool, mut rng: Rn
             ("load".into(), body(number, count, &mut rng))
         });
         match producer.put_all(batch.collect()) {
-            Handed::Answered => pause(&mut rng, 20),
+            Handed::Answered => pause(&mut rng, PRODUCER_MS_MAX),
             Handed::Broken | Handed::NoAgent => thread::sleep(Duration::from_millis(5)),
         }
     }
@@ -259,7 +300,18 @@ fn assert_accounted(stored: &[Stored], gaps: &[StoredGap], acked: &Acks) {
     }
 }
 
-/// Says how to replay when the test fails, and how much it did when it does not.
+/// Tells the other pairs that one has failed.
+struct Failing<'a>(&'a AtomicBool);
+
+impl Drop for Failing<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Says how to replay when a history fails.
 struct Replay {
     kills: u64,
     seed: u64,
@@ -268,7 +320,8 @@ struct Replay {
 impl Drop for Replay {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("replay: KILLS={} SEED={} cargo test --features receiver --test kill", self.kills, self.seed);
+            let Self { kills, seed } = self;
+            eprintln!("replay: PAIRS=1 KILLS={kills} SEED={seed} cargo test --features receiver --test kill");
         }
     }
 }

@@ -34,7 +34,8 @@ enum Catcher {
 }
 
 impl Catcher {
-    const ALL: [Self; 6] = [Self::Cuts, Self::Copies, Self::Powercut, Self::Faults, Self::RotOfBacklog, Self::RotOfNewest];
+    const ALL: [Self; 6] =
+        [Self::Cuts, Self::Copies, Self::Powercut, Self::Faults, Self::RotOfBacklog, Self::RotOfNewest];
 
     fn run(self) {
         match self {

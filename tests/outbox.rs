@@ -276,7 +276,7 @@ impl World {
 }
 
 #[test]
-pub fn nothing_committed_is_lost_and_nothing_invented_whatever_is_cut() {
+pub(crate) fn nothing_committed_is_lost_and_nothing_invented_whatever_is_cut() {
     let one = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
     let seeds: u64 = std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(400);
     for seed in one.map_or(0..seeds, |seed: u64| seed..seed + 1) {
@@ -346,7 +346,7 @@ fn a_full_lane_that_rejects_says_so_and_goes_on_when_acks_come() {
 }
 
 #[test]
-pub fn what_a_failing_disk_did_not_take_is_not_called_committed() {
+pub(crate) fn what_a_failing_disk_did_not_take_is_not_called_committed() {
     let config = config(8, Overflow::Reject);
     let (mut outbox, _) = Outbox::open(SimDisk::default(), &config, 1);
     let put = |text: &str, outbox: &mut Outbox<SimDisk>| {
@@ -411,7 +411,7 @@ fn what_had_left_before_it_was_given_up_and_is_acked_was_not_lost() {
 }
 
 #[test]
-pub fn a_copied_image_begins_a_new_epoch_and_numbers_from_one() {
+pub(crate) fn a_copied_image_begins_a_new_epoch_and_numbers_from_one() {
     let config = config(3, Overflow::Reject);
     let (mut outbox, _) = Outbox::open(SimDisk::default(), &config, 1);
     for n in 0..5 {

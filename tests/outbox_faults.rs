@@ -562,7 +562,7 @@ fn name_of(name: &str) -> LaneName {
 }
 
 #[test]
-pub fn nothing_committed_is_lost_and_nothing_invented_whatever_fails() {
+pub(crate) fn nothing_committed_is_lost_and_nothing_invented_whatever_fails() {
     let one = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
     let seeds: u64 = std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(400);
     for seed in one.map_or(0..seeds, |seed: u64| seed..seed + 1) {

@@ -20,7 +20,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-pub fn any_image_opens_within_bounds_and_the_lane_works_afterwards() {
+pub(crate) fn any_image_opens_within_bounds_and_the_lane_works_afterwards() {
     let seeds = number("SEED").map_or(0..number("IMAGES").unwrap_or(IMAGES), |seed| seed..seed + 1);
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let run = |part: usize| {

@@ -295,12 +295,12 @@ fn rot(later: Later, step: usize) {
 }
 
 #[test]
-pub fn a_flipped_bit_in_the_backlog_costs_what_it_hits_and_no_more() {
+pub(crate) fn a_flipped_bit_in_the_backlog_costs_what_it_hits_and_no_more() {
     rot(Later::NextSegment, 1);
 }
 
 #[test]
-pub fn a_flipped_bit_in_the_newest_segment_costs_what_it_hits_and_no_more() {
+pub(crate) fn a_flipped_bit_in_the_newest_segment_costs_what_it_hits_and_no_more() {
     // One in three is enough for every day; 3 and 8 have no divisor in common.
     rot(Later::SameSegment, if std::env::var_os("SEGMENT_BYTES").is_some() { 1 } else { 3 });
 }

@@ -14,6 +14,7 @@ use crate::exit;
 use crate::outbox::{Outbox, Report};
 use crate::shell::board::Board;
 use crate::shell::disk::RealDisk;
+use crate::shell::lifetime;
 use crate::shell::local::Local;
 use crate::shell::outbox as keeper;
 use crate::shell::port::{ForLocal, ForOutbox, ForUplink, Port};
@@ -150,6 +151,7 @@ impl Crew {
     ) -> impl FnOnce() -> End + Send + 'static {
         let dir = config.outbox.dir.clone();
         let disk = RealDisk::new(&dir);
+        let event = setup::event_hook(config, process, &self.inbox);
         let keeper = keeper::Setup {
             boot: process.boot,
             inbox: Arc::clone(&self.inbox),
@@ -157,7 +159,9 @@ impl Crew {
             local: Arc::clone(&self.local),
             board: Arc::clone(board),
             sync_times: disk.sync_times(),
-            event: setup::event_hook(config, process, &self.inbox),
+            lifetime: lifetime::Reader::new(&dir),
+            spending: setup::spending(config),
+            event: Arc::clone(&event),
         };
         let config_outbox = setup::outbox(config, device, process);
         move || {
@@ -184,6 +188,7 @@ impl Crew {
             let timeout = timeout.min(deadline.since(clock::now()));
             bell.wait_for_end(self.number, role, timeout)
         };
+        self.inbox.give(|cell| cell.hurry = true);
         self.local.give(|cell| cell.stop = true);
         if !wait(Role::Local, ANSWERS_TIMEOUT) {
             self.local.give(|cell| cell.leave = true);

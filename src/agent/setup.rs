@@ -7,11 +7,13 @@ use std::time::Duration;
 use crate::config::bounds::bounds;
 use crate::config::target::Target;
 use crate::config::{Config, Endpoint};
+use crate::outbox::budget::WINDOW_MAX;
 use crate::outbox::dead::with_dead_letters;
 use crate::outbox::{self, Draft};
 use crate::record::Body;
 use crate::shell::EventHook;
 use crate::shell::board::Board;
+use crate::shell::outbox::Spending;
 use crate::shell::port::{ForLocal, ForOutbox, Port, Put};
 use crate::shell::snapshot::Source;
 use crate::shell::uplink::{self, Hook};
@@ -60,6 +62,13 @@ pub(super) fn outbox(config: &Config, device: &str, process: &Process) -> outbox
     }
 }
 
+/// The flash budget, if there is one; what is left of it lies beside the local socket.
+pub(super) fn spending(config: &Config) -> Option<Spending> {
+    let file = config.local.socket.with_file_name("budget");
+    let bytes = Some(config.outbox.budget_bytes_per_day).filter(|bytes| *bytes > 0)?;
+    Some(Spending::new(bytes, WINDOW_MAX, file))
+}
+
 /// What there is to see until the outbox is open: the lanes as configured, nothing in them.
 pub(super) fn board(config: &Config) -> Board {
     let board = Board::default();
@@ -90,6 +99,7 @@ pub(super) fn source(config: &Config, device: &str, process: &Process, board: &A
             config: "current".into(),
         },
         started: process.started,
+        opened: clock::now(),
         endpoints: urls(config),
         queues_bytes_max: queues.map(|(_, bytes)| bytes).sum(),
     }

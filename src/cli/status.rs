@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::args::{StatusArgs, View};
 use super::{client, print, socket};
 use crate::exit;
-use crate::status::{Lane, Percentiles, Status};
+use crate::status::{Flash, Lane, Lifetime, Percentiles, Status};
 
 /// `--check`: link up, but flash, loss or a clone wants a look.
 const CHECK_DEGRADED: u8 = 1;
@@ -89,6 +89,7 @@ fn write(out: &mut String, status: &Status) -> fmt::Result {
         flash.sync_ms_p50,
         flash.sync_ms_max
     )?;
+    write_wear(out, flash)?;
     let purposes = &wire.by_purpose;
     let sum = |both: crate::status::Bytes| Size(both.sent + both.received);
     writeln!(
@@ -114,6 +115,34 @@ fn write(out: &mut String, status: &Status) -> fmt::Result {
         Size(memory.queues_bytes),
         Size(memory.queues_bytes_max)
     )
+}
+
+/// The budget and the flash's life, where there is something to say.
+fn write_wear(out: &mut String, flash: &Flash) -> fmt::Result {
+    if let Some(budget) = &flash.budget {
+        writeln!(
+            out,
+            "        budget {} a day: {}, {} left, commits wait up to {:.1} s",
+            Size(budget.bytes_per_day),
+            budget.state,
+            Size(budget.bytes_left),
+            budget.window_ms as f64 / 1000.0
+        )?;
+    }
+    let Some(life) = &flash.lifetime else { return Ok(()) };
+    write!(out, "        {} {}, {}", life.kind, life.device, Size(life.capacity_bytes))?;
+    if let Some(percent) = life.used_percent {
+        write!(out, ", up to {percent} % of its life used")?;
+    }
+    if let Some(reserve) = &life.reserve {
+        write!(out, ", spare blocks {reserve}")?;
+    }
+    match life.years {
+        None => writeln!(out),
+        Some(0) => writeln!(out, ", less than a year left at this rate"),
+        Some(Lifetime::YEARS_MAX..) => writeln!(out, ", outlives us at this rate"),
+        Some(years) => writeln!(out, ", about {years} years left at this rate"),
+    }
 }
 
 fn write_link(out: &mut String, status: &Status) -> fmt::Result {
@@ -214,7 +243,7 @@ impl fmt::Display for Both {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::LastFailure;
+    use crate::status::{FlashBudget, LastFailure};
 
     fn status() -> Status {
         let mut status = Status::default();
@@ -229,6 +258,17 @@ mod tests {
         let detail = "3 pings unanswered".into();
         status.link.last_failure = Some(LastFailure { class: "silent".into(), detail, s_ago: 125 });
         status.flash.state = "ok".into();
+        status.flash.budget =
+            Some(FlashBudget { bytes_per_day: 100 << 20, bytes_left: 0, window_ms: 10_000, state: "exceeded".into() });
+        status.flash.lifetime = Some(Lifetime {
+            device: "mmcblk0".into(),
+            kind: "emmc".into(),
+            capacity_bytes: 8 << 30,
+            used_percent: Some(20),
+            reserve: Some("normal".into()),
+            years: Some(30),
+            ..Lifetime::default()
+        });
         let lane = |name: &str, depth, overflowed| Lane {
             name: name.into(),
             depth,
@@ -251,6 +291,8 @@ mod tests {
             "link    waiting for 5 s, next attempt in 12.3 s, wss://ingest.example.com/v1",
             "failures: 2 silent",
             "last failure 2 min ago: silent, 3 pings unanswered",
+            "budget 100.0 MiB a day: exceeded, 0 B left, commits wait up to 10.0 s",
+            "emmc mmcblk0, 8.0 GiB, up to 20 % of its life used, spare blocks normal, about 30 years left at this rate",
             "telemetry     12345     1 min   3.0 MiB  16.0 MiB         0         0         7\n",
             "alarm             0     1 min",
         ] {

@@ -243,6 +243,8 @@ pub struct Outbox {
     pub headroom_bytes_min: u64,
     /// Bound of the dead letters' files on flash; 0: records that are refused for ever are only counted.
     pub dead_letters_bytes_max: u64,
+    /// Bytes that may go to flash in 24 hours, 0: any. Commits wait up to 10 s so that it holds.
+    pub budget_bytes_per_day: u64,
 }
 
 impl Default for Outbox {
@@ -253,6 +255,7 @@ impl Default for Outbox {
             segment_bytes: 262_144,
             headroom_bytes_min: 10 << 20,
             dead_letters_bytes_max: 256 << 10,
+            budget_bytes_per_day: 0,
         }
     }
 }

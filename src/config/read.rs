@@ -220,6 +220,7 @@ fn read_outbox(mut section: Section<'_>) -> (Outbox, Section<'_>) {
             0..=DISK_BYTES_MAX,
             default.dead_letters_bytes_max,
         ),
+        budget_bytes_per_day: section.number("budget_bytes_per_day", 0..=DISK_BYTES_MAX, default.budget_bytes_per_day),
     };
     if !outbox.segment_bytes.is_multiple_of(PAGE_BYTES) {
         section.fail("segment_bytes", &format!("{} is not a multiple of {PAGE_BYTES}", outbox.segment_bytes));

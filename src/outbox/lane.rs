@@ -45,8 +45,8 @@ pub struct Io<D> {
     pub purposes: FlashPurposes,
     /// Bytes of records as handed in.
     pub payload_bytes: u64,
-    /// Syncs of files and of the folder.
-    pub syncs: u64,
+    /// Syncs of files and of the folder, by purpose.
+    pub syncs: FlashPurposes,
     /// The records of one batch, encoded here.
     pub area: RecordArea,
     /// One batch, built here.
@@ -64,20 +64,20 @@ impl<D: Disk> Io<D> {
     }
 
     /// `fdatasync`, counted.
-    pub fn sync(&mut self, name: &str) -> io::Result<()> {
-        self.syncs += 1;
+    pub fn sync(&mut self, name: &str, purpose: Purpose) -> io::Result<()> {
+        *purpose.of(&mut self.syncs) += 1;
         let result = if mutant!(SyncLeftOut) { Ok(()) } else { self.disk.sync(name) };
         if mutant!(SyncErrorIgnored) { Ok(()) } else { result }
     }
 
     /// `fsync` of the folder, counted.
-    pub fn sync_dir(&mut self) -> io::Result<()> {
-        self.syncs += 1;
+    pub fn sync_dir(&mut self, purpose: Purpose) -> io::Result<()> {
+        *purpose.of(&mut self.syncs) += 1;
         self.disk.sync_dir()
     }
 }
 
-/// What a batch is written for.
+/// What something is written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Records.
@@ -86,8 +86,23 @@ pub enum Purpose {
     Acks,
     /// An epoch's begin, a reservation.
     Reserve,
-    /// Recovery, before damage goes.
+    /// Zeros ahead of need.
+    Segment,
+    /// Recovery, before damage goes; whose folder it is.
     Repair,
+}
+
+impl Purpose {
+    /// Its count.
+    pub const fn of(self, counts: &mut FlashPurposes) -> &mut u64 {
+        match self {
+            Self::Records => &mut counts.records,
+            Self::Acks => &mut counts.acks,
+            Self::Reserve => &mut counts.reserve,
+            Self::Segment => &mut counts.segments,
+            Self::Repair => &mut counts.other,
+        }
+    }
 }
 
 /// How far a header may go to find a page.
@@ -394,15 +409,10 @@ impl Lane {
         let name = segment_name(&self.name, segment.number);
         let bytes = io.scratch.len() as u64;
         let offset = u64::from(place.page) * PAGE_BYTES as u64;
-        let result = io.disk.write_at(&name, offset, &io.scratch).and_then(|()| io.sync(&name));
+        let result = io.disk.write_at(&name, offset, &io.scratch).and_then(|()| io.sync(&name, purpose));
         io.scratch.clear();
         io.scratch.shrink_to(TAIL_BYTES_MAX);
-        match purpose {
-            Purpose::Records => io.purposes.records += bytes,
-            Purpose::Acks => io.purposes.acks += bytes,
-            Purpose::Reserve => io.purposes.reserve += bytes,
-            Purpose::Repair => io.purposes.other += bytes,
-        }
+        *purpose.of(&mut io.purposes) += bytes;
         let segment = &mut self.segments[slot];
         let used = segment.used.as_mut().expect("a segment is taken before it is written");
         if let Err(error) = result {

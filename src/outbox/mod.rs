@@ -1,6 +1,7 @@
 //! The outbox: records on flash until the upstream has them. CORE over a small disk trait: no file, thread or
 //! clock in here. `open` is total, power loss is the only shutdown, no loss is silent and none is invented.
 
+pub mod budget;
 pub mod dead;
 pub mod disk;
 pub mod expiry;
@@ -33,7 +34,7 @@ use dead::{DEAD_LANE, DeadLetters};
 use disk::{Disk, Entry};
 use expiry::Clock;
 use keys::KEYS_BYTES_MAX;
-use lane::{ACK_LAG_MS_MAX, Io, Lane, TAIL_BYTES_MAX, waiting_bytes_max};
+use lane::{ACK_LAG_MS_MAX, Io, Lane, Purpose, TAIL_BYTES_MAX, waiting_bytes_max};
 use log::Leave;
 use mutants::mutant;
 use segments::{batch_bytes_max, parse_segment_name};
@@ -142,6 +143,8 @@ pub struct Outbox<D: Disk> {
     default: LaneId,
     record_bytes_max: u32,
     dead: DeadLetters,
+    /// The budget's window: no group commit comes sooner than that after its first record.
+    commit_ms_min: u64,
 }
 
 /// The file that says whose folder this is.
@@ -157,7 +160,7 @@ impl<D: Disk> Outbox<D> {
             clock: None,
             purposes: Default::default(),
             payload_bytes: 0,
-            syncs: 0,
+            syncs: Default::default(),
             area: format::RecordArea::default(),
             scratch: Vec::new(),
             last_error: String::new(),
@@ -196,8 +199,14 @@ impl<D: Disk> Outbox<D> {
         }
         let dead = DeadLetters::open(&mut io, config, &segments, &mut report);
         let default = config.lanes.iter().position(|lane| lane.default).unwrap_or(0);
-        let default = LaneId(default as u16);
-        let mut outbox = Self { io, lanes, default, record_bytes_max: config.record_bytes_max, dead };
+        let mut outbox = Self {
+            io,
+            lanes,
+            default: LaneId(default as u16),
+            record_bytes_max: config.record_bytes_max,
+            commit_ms_min: 0,
+            dead,
+        };
         outbox.check_identity(config, &mut report);
         outbox.remove_drained();
         (outbox, report)
@@ -233,7 +242,9 @@ impl<D: Disk> Outbox<D> {
         // Blanks over a longer old name, so that no truncation is needed.
         let padded = format!("{ours:<width$}", width = read.min(1024));
         let written = self.io.disk.write_at(IDENTITY_FILE, 0, padded.as_bytes());
-        if let Err(error) = written.and_then(|()| self.io.sync(IDENTITY_FILE)).and_then(|()| self.io.sync_dir()) {
+        self.io.purposes.other += padded.len() as u64;
+        let synced = written.and_then(|()| self.io.sync(IDENTITY_FILE, Purpose::Repair));
+        if let Err(error) = synced.and_then(|()| self.io.sync_dir(Purpose::Repair)) {
             report.notes.push(format!("{IDENTITY_FILE}: {error}"));
         }
     }
@@ -243,6 +254,12 @@ impl<D: Disk> Outbox<D> {
         let Some(name) = name else { return Some(self.default) };
         let found = self.lanes.iter().position(|lane| lane.name.as_str() == name && lane.config.is_some());
         found.map(|index| LaneId(index as u16))
+    }
+
+    /// The configured lanes.
+    pub fn lane_ids(&self) -> impl Iterator<Item = LaneId> {
+        let configured = self.lanes.iter().filter(|lane| lane.config.is_some()).count();
+        (0..configured as u16).map(LaneId)
     }
 
     /// The lane's name.
@@ -379,7 +396,8 @@ impl<D: Disk> Outbox<D> {
     pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
         let commits = self.lanes.iter().filter_map(|lane| {
             let config = lane.config.as_ref()?;
-            Some((lane.waiting_since()? + Duration::from_millis(config.commit_ms), Timer::Commit))
+            let commit_ms = config.commit_ms.max(self.commit_ms_min);
+            Some((lane.waiting_since()? + Duration::from_millis(commit_ms), Timer::Commit))
         });
         let acks = self
             .lanes
@@ -396,7 +414,7 @@ impl<D: Disk> Outbox<D> {
             lane.retry(&mut self.io, now, false);
             let due = |since: Option<Instant>, ms| since.is_some_and(|since| since + Duration::from_millis(ms) <= now);
             if let Some(config) = &lane.config
-                && due(lane.waiting_since(), config.commit_ms)
+                && due(lane.waiting_since(), config.commit_ms.max(self.commit_ms_min))
             {
                 // Nobody waits for it; what failed is counted and said in the status.
                 let _ = lane.commit(&mut self.io);
@@ -405,6 +423,11 @@ impl<D: Disk> Outbox<D> {
                 lane.flush_acks(&mut self.io, now);
             }
         }
+    }
+
+    /// The flash budget's window, from now on: a group commit waits at least so long.
+    pub fn set_commit_ms_min(&mut self, ms: u64) {
+        self.commit_ms_min = ms;
     }
 
     /// A `group` or `ram_first` lane holds more in RAM than `commit_bytes`: it wants a commit now.
@@ -435,16 +458,21 @@ impl<D: Disk> Outbox<D> {
 
     /// The flash's part of the status; times of syncs are the shell's to add.
     pub fn flash_status(&self) -> status::Flash {
-        let purposes = self.io.purposes;
         let degraded = self.lanes.iter().any(|lane| lane.failing.is_some());
         status::Flash {
-            bytes_written: purposes.records + purposes.acks + purposes.reserve + purposes.segments + purposes.other,
+            bytes_written: self.bytes_written(),
             bytes_payload: self.io.payload_bytes,
-            syncs: self.io.syncs,
+            syncs: self.io.syncs.sum(),
             state: if degraded { "degraded" } else { "ok" }.into(),
-            by_purpose: purposes,
+            by_purpose: self.io.purposes,
+            syncs_by_purpose: self.io.syncs,
             ..status::Flash::default()
         }
+    }
+
+    /// Bytes written since it was opened, whatever for.
+    pub fn bytes_written(&self) -> u64 {
+        self.io.purposes.sum()
     }
 
     /// Bytes in RAM: records waiting for flash, and the newest ones kept.

@@ -83,7 +83,7 @@ impl Lane {
         }
         // Killed between making a file and syncing the folder: a later power cut takes the file, whatever was synced
         // in it. Only what the folder durably knows may be written.
-        match if empty.is_empty() { Ok(()) } else { io.sync_dir() } {
+        match if empty.is_empty() { Ok(()) } else { io.sync_dir(Purpose::Repair) } {
             Ok(()) => self.segments.append(&mut empty),
             Err(error) => notes.push(format!("lane {}: the folder cannot be synced: {error}", self.name)),
         }
@@ -190,7 +190,7 @@ impl Lane {
                 io.purposes.other += PAGE_BYTES as u64;
             }
         }
-        io.sync(&name)
+        io.sync(&name, Purpose::Repair)
     }
 
     fn write_repair<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
@@ -244,7 +244,7 @@ impl Lane {
         let segment = self.segments[*newest].clone();
         // After SIGKILL the page cache may hold what flash does not.
         if !mutant!(NotSyncedAtOpen)
-            && let Err(error) = io.sync(&segment_name(&self.name, segment.number))
+            && let Err(error) = io.sync(&segment_name(&self.name, segment.number), Purpose::Repair)
         {
             notes.push(format!("lane {}: sync failed: {error}", self.name));
         }
@@ -290,7 +290,8 @@ impl Lane {
         if let Some(all) = all {
             self.durable_alive = top.alive;
             // What is left of a log that is done with does not say that nothing was written over it since.
-            let dead = all.iter().filter(|(_, header, bad)| *bad && header.origin != top.origin && header.lap < top.alive);
+            let dead =
+                all.iter().filter(|(_, header, bad)| *bad && header.origin != top.origin && header.lap < top.alive);
             suspects.extend(dead.map(|(index, ..)| self.segments[*index].number));
         }
         let doubt = walk.tail_bad && !mutant!(TailTrusted) || unknown > 0 || !suspects.is_empty();

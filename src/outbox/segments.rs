@@ -203,7 +203,7 @@ impl Lane {
         }
         self.segments.retain(|segment| segment.number != number);
         self.cursor.forget();
-        io.sync_dir().is_ok()
+        io.sync_dir(Purpose::Segment).is_ok()
     }
 
     /// Finds the segment for a batch of the newest log, in this order: the one in use; one that flash says is free;
@@ -334,9 +334,9 @@ pub fn make_segment<D: Disk>(io: &mut Io<D>, name: &str, bytes: u32) -> io::Resu
     while offset < bytes {
         let chunk = (bytes - offset).min(zeros.len() as u32);
         io.disk.write_at(name, u64::from(offset), &zeros[..chunk as usize])?;
+        io.purposes.segments += u64::from(chunk);
         offset += chunk;
     }
-    io.purposes.segments += u64::from(bytes);
-    io.sync(name)?;
-    if mutant!(FolderNotSynced) { Ok(()) } else { io.sync_dir() }
+    io.sync(name, Purpose::Segment)?;
+    if mutant!(FolderNotSynced) { Ok(()) } else { io.sync_dir(Purpose::Segment) }
 }

@@ -105,6 +105,8 @@ pub struct ForOutbox {
     pub rejected: BTreeMap<(LaneName, Epoch, Seq), Refusal>,
     /// Numberings that are not ours.
     pub foreign: Vec<(LaneName, Epoch)>,
+    /// The agent is about to leave: no commit is held back any more.
+    pub hurry: bool,
     /// Put everything on flash and leave.
     pub stop: bool,
 }
@@ -123,6 +125,7 @@ impl ForOutbox {
             && self.fetches.is_empty()
             && self.rejected.is_empty()
             && self.foreign.is_empty()
+            && !self.hurry
             && !self.stop
     }
 }

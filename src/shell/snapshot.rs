@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use crate::shell::board::Board;
 use crate::shell::clock;
-use crate::status::{Agent, Lane, Link, Memory, Status};
+use crate::status::{Agent, Flash, Lane, Link, Memory, Status};
 use crate::time::Instant;
 
 /// Where snapshots come from.
@@ -18,6 +18,8 @@ pub struct Source {
     pub agent: Agent,
     /// When the process started.
     pub started: Instant,
+    /// When the outbox was opened that writes to flash.
+    pub opened: Instant,
     /// The configured endpoints' URLs.
     pub endpoints: Vec<String>,
     /// The bound that `check` prints.
@@ -38,12 +40,21 @@ impl Source {
             agent,
             link: self.link(),
             lanes: self.lanes(now),
-            flash: self.board.flash.lock().clone(),
+            flash: self.flash(now),
             wire: *self.board.wire.lock(),
             delay: *self.board.delay.lock(),
             commands: *self.board.commands.lock(),
             memory: Memory { rss_bytes: rss_bytes(), queues_bytes, queues_bytes_max: self.queues_bytes_max },
         }
+    }
+
+    /// The estimate of the life-time is of this moment.
+    fn flash(&self, now: Instant) -> Flash {
+        let mut flash = self.board.flash.lock().clone();
+        if let Some(lifetime) = &mut flash.lifetime {
+            lifetime.estimate(flash.bytes_written, now.since(self.opened));
+        }
+        flash
     }
 
     /// The outbox thread sleeps while nothing happens; its records grow older all the same.
@@ -82,7 +93,7 @@ mod tests {
         *board.lanes.lock() = vec![lane(Some(5)), lane(None)];
         *board.lanes_at.lock() = Instant::from_micros(10_000_000);
         let (agent, started) = (Agent::default(), Instant::default());
-        let source = Source { board, agent, started, endpoints: Vec::new(), queues_bytes_max: 0 };
+        let source = Source { board, agent, started, opened: started, endpoints: Vec::new(), queues_bytes_max: 0 };
         let lanes = source.lanes(Instant::from_micros(13_900_000));
         assert_eq!((lanes[0].oldest_s, lanes[1].oldest_s), (Some(8), None));
     }

@@ -37,6 +37,7 @@ fn base(name: &'static str, pages: u32, overflow: Overflow) -> Rules {
             batch_bytes_max: 10_000,
             ack_timeout_ms: 1000,
             endpoint_urls: Vec::new(),
+            weights: Vec::new(),
         }),
         batch_records_max: 2,
         puts_max: 4,

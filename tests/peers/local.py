@@ -204,6 +204,7 @@ def watch_tells_the_link_now(room):
 NUMBER = "number"
 PERCENTILES = {"p50": (NUMBER, None), "p99": (NUMBER, None)}
 WAY = {"sent": int, "received": int}
+FLASH = dict.fromkeys(("records", "acks", "reserve", "segments", "other"), int)
 STATUS = {
     "agent": {"version": str, "pid": int, "uptime_s": NUMBER, "device": str, "boot": str, "config": str,
               "loss_s_ago": (NUMBER, None)},
@@ -213,7 +214,7 @@ STATUS = {
     "lanes": list,
     "flash": {"bytes_written": int, "bytes_payload": int, "syncs": int, "sync_ms_p50": (NUMBER, None),
               "sync_ms_max": (NUMBER, None), "state": str, "lifetime": (dict, None),
-              "by_purpose": {"records": int, "acks": int, "reserve": int, "segments": int, "other": int}},
+              "by_purpose": FLASH, "syncs_by_purpose": FLASH, "budget": (dict, None)},
     "wire": {"bytes_sent": int, "bytes_received": int,
              "by_purpose": {"records": WAY, "acks": WAY, "commands": WAY, "heartbeat": WAY, "handshake": WAY}},
     "delay": {"put_to_committed_ms": PERCENTILES, "put_to_delivered_ms": PERCENTILES},

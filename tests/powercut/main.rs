@@ -60,7 +60,7 @@ fn phases(long: bool) -> Vec<Phase> {
 }
 
 #[test]
-pub fn nothing_promised_is_lost_and_nothing_invented_whatever_a_power_cut_leaves() {
+pub(crate) fn nothing_promised_is_lost_and_nothing_invented_whatever_a_power_cut_leaves() {
     let starts = starts::all();
     if let Ok(place) = std::env::var("POWERCUT") {
         return engine::replay(&starts, &place);

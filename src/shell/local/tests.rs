@@ -40,6 +40,7 @@ impl Bench {
             board: Arc::clone(&board),
             agent: Default::default(),
             started: clock::now(),
+            opened: clock::now(),
             endpoints: Vec::new(),
             queues_bytes_max: 77,
         };

@@ -1,7 +1,8 @@
 //! The outbox thread: the only one that touches flash. It takes all that lies in its port at once, commits once a
-//! lane for everyone in that load (group commit), answers in the order of the puts, then serves the uplink. Flash
-//! that stalls holds up this thread and no lock.
+//! lane for everyone in that load (group commit; a flash budget that runs low makes it wait for further loads),
+//! answers in the order of the puts, then serves the uplink. Flash that stalls holds up this thread and no lock.
 
+mod spending;
 #[cfg(test)]
 mod tests;
 mod waiters;
@@ -21,9 +22,11 @@ use crate::shell::EventHook;
 use crate::shell::board::Board;
 use crate::shell::clock;
 use crate::shell::disk::SyncTimes;
+use crate::shell::lifetime;
 use crate::shell::port::{Answer, ForLocal, ForOutbox, ForUplink, Outcome, Port, Put, Refusal, Ticket, Wait};
 use crate::status::{Delay, Lane, Samples};
 use crate::time::Instant;
+pub use spending::Spending;
 use waiters::{Waiters, Watched};
 
 /// Shortest time between two computations of percentiles: they are up to date at once or after so long.
@@ -48,17 +51,25 @@ pub struct Setup {
     pub board: Arc<Board>,
     /// How long the disk's syncs take.
     pub sync_times: Arc<SyncTimes>,
+    /// Asks the flash how worn it is.
+    pub lifetime: lifetime::Reader,
+    /// The flash budget, where there is one.
+    pub spending: Option<Spending>,
     /// Called with kind and detail of what is worth a record on topic `$event`.
     pub event: EventHook,
 }
 
 /// Runs the thread's life: until told to stop, then everything in RAM goes to flash.
 pub fn run<D: Disk>(outbox: Outbox<D>, setup: Setup) {
+    let epochs = outbox.lane_ids().map(|lane| (lane, outbox.committed(lane).0)).collect();
     let mut keeper = Keeper {
         outbox,
+        epochs,
         setup,
         load: ForOutbox::default(),
         taken: Vec::new(),
+        held: Vec::new(),
+        hurry: false,
         waiters: Waiters::default(),
         to_committed: Samples::default(),
         to_delivered: Samples::default(),
@@ -68,19 +79,27 @@ pub fn run<D: Disk>(outbox: Outbox<D>, setup: Setup) {
         lost: 0,
     };
     keeper.publish(Vec::new());
+    keeper.spend(clock::now());
     keeper.show(clock::now());
     while !keeper.turn() {}
     keeper.outbox.flush();
     keeper.measured = None;
+    keeper.spend(clock::now());
     keeper.show(clock::now());
 }
 
 struct Keeper<D: Disk> {
     outbox: Outbox<D>,
+    /// Each lane's, as those who wait know it.
+    epochs: Vec<(LaneId, Epoch)>,
     setup: Setup,
     /// What this turn works on; swapped with the port's content, so that its lists are used again.
     load: ForOutbox,
     taken: Vec<Taken>,
+    /// Lanes that want a commit, and since when.
+    held: Vec<(LaneId, Instant)>,
+    /// No commit is held back any more.
+    hurry: bool,
     waiters: Waiters,
     to_committed: Samples,
     to_delivered: Samples,
@@ -109,9 +128,17 @@ impl<D: Disk> Keeper<D> {
         self.wait();
         let now = clock::now();
         let stop = self.load.stop;
-        let mut outcomes = self.settle(now);
+        self.hurry |= stop || mem::take(&mut self.load.hurry);
+        let mut outcomes = Vec::new();
+        if !self.load.foreign.is_empty() {
+            // Who waits for a commit hears of it under the name that his record has now.
+            self.commit_held(&mut outcomes);
+        }
+        self.settle(now, &mut outcomes);
         let served = !self.load.puts.is_empty();
-        let lanes = self.take_puts(now, &mut outcomes);
+        self.take_puts(now, &mut outcomes);
+        self.tell_moved(&mut outcomes);
+        let lanes = self.due(now);
         // After the puts: its last ones may be in the same load.
         for client in mem::take(&mut self.load.gone) {
             self.waiters.forget(client);
@@ -124,8 +151,12 @@ impl<D: Disk> Keeper<D> {
         self.commit(&lanes, &mut outcomes);
         let now = clock::now();
         if self.outbox.poll_timeout().is_some_and(|(at, _)| at <= now) {
+            // It may commit a lane as well, and tells nobody.
+            self.commit_held(&mut outcomes);
             self.outbox.handle_timeout(now);
+            self.tell_moved(&mut outcomes);
         }
+        self.spend(now);
         while let Some(Event { kind, detail }) = self.outbox.poll_event() {
             log::warn!(target: "outbox", "{kind} {detail}");
             (self.setup.event)(kind, &detail);
@@ -144,8 +175,10 @@ impl<D: Disk> Keeper<D> {
     fn wait(&mut self) {
         let now = clock::now();
         let due = self.outbox.poll_timeout().map(|(at, _)| at);
+        let held = self.held.iter().map(|(_, since)| *since).min().map(|since| since + self.window(now));
+        let budget = self.setup.spending.as_ref().and_then(Spending::poll_timeout);
         let measure = self.measured.filter(|_| self.stale).map(|at| at + MEASURE_INTERVAL);
-        let timeout = due.into_iter().chain(measure).min().map(|at| at.since(now));
+        let timeout = due.into_iter().chain(measure).chain(held).chain(budget).min().map(|at| at.since(now));
         let port = &self.setup.inbox;
         let cell = port.lock();
         let mut cell = match timeout {
@@ -165,8 +198,7 @@ impl<D: Disk> Keeper<D> {
     }
 
     /// What the upstream said: refusals before the acks that cover them, acks before puts, since they make room.
-    fn settle(&mut self, now: Instant) -> Vec<Outcome> {
-        let mut outcomes = Vec::new();
+    fn settle(&mut self, now: Instant, outcomes: &mut Vec<Outcome>) {
         for ((lane, epoch, seq), Refusal { reason, ours }) in mem::take(&mut self.load.rejected) {
             let by = if ours {
                 self.outbox.refuse(&lane, epoch, seq, &reason);
@@ -176,11 +208,11 @@ impl<D: Disk> Keeper<D> {
                 "upstream"
             };
             let answer = Answer::Error("bad_request", format!("refused {by}: {reason}"));
-            self.waiters.answer(&(lane, epoch), seq..=seq, &answer, &mut outcomes);
+            self.waiters.answer(&(lane, epoch), seq..=seq, &answer, outcomes);
         }
         for (name, seq) in mem::take(&mut self.load.acks) {
             self.outbox.acked(&name.0, name.1, seq, now);
-            self.waiters.answer(&name, 0..=seq, &Answer::Delivered, &mut outcomes);
+            self.waiters.answer(&name, 0..=seq, &Answer::Delivered, outcomes);
             for boot_ms in self.waiters.watched_up_to(&name, seq) {
                 self.to_delivered.push(since(boot_ms, now));
             }
@@ -189,19 +221,17 @@ impl<D: Disk> Keeper<D> {
             self.outbox.renumber(&name.0, name.1);
             // The record is kept and goes up, but under a number that no one here knows.
             let answer = Answer::Error("degraded", "stored, but renumbered: its delivery cannot be told".into());
-            self.waiters.answer(&name, 0..=Seq::MAX, &answer, &mut outcomes);
+            self.waiters.answer(&name, 0..=Seq::MAX, &answer, outcomes);
             self.waiters.watched_up_to(&name, Seq::MAX);
         }
-        outcomes
     }
 
-    /// Numbers the puts; what needs no commit is answered. Returns the lanes to commit.
-    fn take_puts(&mut self, now: Instant, outcomes: &mut Vec<Outcome>) -> Vec<LaneId> {
-        let mut lanes = Vec::new();
+    /// Numbers the puts; what needs no commit is answered.
+    fn take_puts(&mut self, now: Instant, outcomes: &mut Vec<Outcome>) {
         let mut puts = mem::take(&mut self.load.puts);
         for put in puts.drain(..) {
             let ticket = put.ticket;
-            if let Err((code, message)) = self.take_put(put, now, &mut lanes, outcomes)
+            if let Err((code, message)) = self.take_put(put, now, outcomes)
                 && let Some(ticket) = ticket
             {
                 let answer = Answer::Error(code, message);
@@ -211,16 +241,9 @@ impl<D: Disk> Keeper<D> {
         puts.shrink_to(LOAD_KEPT);
         self.load.puts = puts;
         self.load.puts_bytes = 0;
-        lanes
     }
 
-    fn take_put(
-        &mut self,
-        put: Put,
-        now: Instant,
-        lanes: &mut Vec<LaneId>,
-        outcomes: &mut Vec<Outcome>,
-    ) -> Result<(), (&'static str, String)> {
+    fn take_put(&mut self, put: Put, now: Instant, outcomes: &mut Vec<Outcome>) -> Result<(), (&'static str, String)> {
         let Put { ticket, lane: name, draft, wait } = put;
         let Some(lane) = self.outbox.lane(name.as_deref()) else {
             return Err(("unknown_lane", format!("no lane is named '{}'", name.unwrap_or_default())));
@@ -251,8 +274,8 @@ impl<D: Disk> Keeper<D> {
             return Ok(());
         }
         let due = sync || answer_after_commit || self.outbox.is_due(lane);
-        if due && !lanes.contains(&lane) {
-            lanes.push(lane);
+        if due && !self.held.iter().any(|(held, _)| *held == lane) {
+            self.held.push((lane, now));
         }
         let lane_name = || self.outbox.lane_name(lane).clone();
         if answer_after_commit {
@@ -268,15 +291,47 @@ impl<D: Disk> Keeper<D> {
         Ok(())
     }
 
+    /// How long a commit is held back now.
+    fn window(&self, now: Instant) -> Duration {
+        match &self.setup.spending {
+            Some(spending) if !self.hurry => spending.window(now),
+            Some(_) | None => Duration::ZERO,
+        }
+    }
+
+    /// The lanes to commit now: those that have waited for the window, and those where waiting is no use, since
+    /// `commit_bytes` are there or the first who waits is on flash with a batch that was full.
+    fn due(&mut self, now: Instant) -> Vec<LaneId> {
+        let window = self.window(now);
+        let (outbox, taken) = (&self.outbox, &self.taken);
+        let no_use = |lane: LaneId| {
+            let first = taken.iter().find(|taken| taken.lane == lane);
+            outbox.is_due(lane) || first.is_some_and(|first| outbox.is_committed(lane, first.epoch, first.seq))
+        };
+        let due = self.held.extract_if(.., |(lane, since)| *since + window <= now || no_use(*lane));
+        due.map(|(lane, _)| lane).collect()
+    }
+
+    /// Commits all that is held back.
+    fn commit_held(&mut self, outcomes: &mut Vec<Outcome>) {
+        let lanes: Vec<LaneId> = self.held.drain(..).map(|(lane, _)| lane).collect();
+        self.commit(&lanes, outcomes);
+    }
+
+    /// Counts what went to flash against the budget; the next group commits heed it.
+    fn spend(&mut self, now: Instant) {
+        if let Some(spending) = &mut self.setup.spending {
+            spending.count(self.outbox.bytes_written(), now, &self.setup.event);
+            let window = self.window(now);
+            self.outbox.set_commit_ms_min(window.as_millis() as u64);
+        }
+    }
+
     /// One commit a lane; then everyone who waited for it hears of it.
     fn commit(&mut self, lanes: &[LaneId], outcomes: &mut Vec<Outcome>) {
         for lane in lanes {
-            let (epoch, _) = self.outbox.committed(*lane);
             let result = self.outbox.commit(*lane);
             let now = clock::now();
-            if self.outbox.committed(*lane).0 != epoch {
-                self.on_moved((self.outbox.lane_name(*lane).clone(), epoch), outcomes);
-            }
             let mut sampled = false;
             for taken in self.taken.iter().filter(|taken| taken.lane == *lane) {
                 // A batch that was full may have been committed before the commit that failed; and what was put again
@@ -298,8 +353,23 @@ impl<D: Disk> Keeper<D> {
                 }
             }
         }
-        self.taken.clear();
+        self.taken.retain(|taken| !lanes.contains(&taken.lane));
         self.taken.shrink_to(LOAD_KEPT);
+        self.tell_moved(outcomes);
+    }
+
+    /// Storage may fail, or be back, in a put, a commit or a new try: each gives a lane another epoch.
+    fn tell_moved(&mut self, outcomes: &mut Vec<Outcome>) {
+        let mut moved = Vec::new();
+        for (lane, known) in &mut self.epochs {
+            let (epoch, _) = self.outbox.committed(*lane);
+            if epoch != *known {
+                moved.push((self.outbox.lane_name(*lane).clone(), mem::replace(known, epoch)));
+            }
+        }
+        for name in moved {
+            self.on_moved(name, outcomes);
+        }
     }
 
     /// What was not yet on flash has other numbers now, in RAM.
@@ -360,6 +430,8 @@ impl<D: Disk> Keeper<D> {
         *board.lanes.lock() = lanes;
         *board.lanes_at.lock() = now;
         let mut flash = self.outbox.flash_status();
+        flash.lifetime = self.setup.lifetime.read(now);
+        flash.budget = self.setup.spending.as_ref().map(|spending| spending.status(now));
         board.outbox_bytes.store(self.outbox.queues_bytes(), Ordering::Relaxed);
         if self.measured.is_none_or(|at| now.since(at) >= MEASURE_INTERVAL) {
             (flash.sync_ms_p50, flash.sync_ms_max) = self.setup.sync_times.ms_p50_and_max();

@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::sync::Mutex;
 use std::thread::JoinHandle;
 
 use super::*;
 use crate::config::{self, Overflow};
+use crate::outbox::sim_disk::SimDisk;
 use crate::outbox::{Config, Draft};
 use crate::record::{Body, LaneName};
 use crate::shell::disk::RealDisk;
@@ -20,6 +22,9 @@ struct Bench {
     uplink: Arc<Port<ForUplink>>,
     local: Arc<Port<ForLocal>>,
     board: Arc<Board>,
+    events: Arc<Mutex<Vec<String>>>,
+    /// Of the flash budget: bytes a day and the longest window.
+    budget: Option<(u64, Duration)>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -31,6 +36,10 @@ fn lane(name: &str, commit: Commit, overflow: Overflow) -> config::Lane {
 
 impl Bench {
     fn new() -> Self {
+        Self::with_budget(None)
+    }
+
+    fn with_budget(budget: Option<(u64, Duration)>) -> Self {
         let dir = TempDir::new("outbox");
         let lanes = vec![
             lane("sync", Commit::Sync, Overflow::DropOldest),
@@ -52,6 +61,8 @@ impl Bench {
             uplink: Arc::default(),
             local: Arc::default(),
             board: Arc::default(),
+            events: Arc::default(),
+            budget,
             thread: None,
         };
         bench.start();
@@ -60,16 +71,26 @@ impl Bench {
 
     fn start(&mut self) {
         let disk = RealDisk::new(&self.dir);
+        let sync_times = disk.sync_times();
+        self.start_on(disk, sync_times, |_| ());
+    }
+
+    /// On any disk, changed once the outbox is open.
+    fn start_on<D: Disk + Send + 'static>(&mut self, disk: D, sync_times: Arc<SyncTimes>, then: impl FnOnce(&mut D)) {
+        let events = Arc::clone(&self.events);
         let setup = Setup {
             boot: 1,
             inbox: Arc::clone(&self.inbox),
             uplink: Arc::clone(&self.uplink),
             local: Arc::clone(&self.local),
             board: Arc::clone(&self.board),
-            sync_times: disk.sync_times(),
-            event: Arc::new(|_, _| ()),
+            sync_times,
+            lifetime: lifetime::Reader::new(&self.dir),
+            spending: self.budget.map(|(bytes, window)| Spending::new(bytes, window, self.dir.join("budget"))),
+            event: Arc::new(move |kind, detail| events.lock().unwrap().push(format!("{kind} {detail}"))),
         };
-        let (outbox, _) = Outbox::open(disk, &self.config, 7);
+        let (mut outbox, _) = Outbox::open(disk, &self.config, 7);
+        then(outbox.disk_mut());
         self.thread = Some(std::thread::spawn(move || run(outbox, setup)));
     }
 
@@ -265,4 +286,83 @@ fn what_was_only_accepted_is_on_flash_after_a_clean_stop() {
     let items = bench.fetch(&offer, 1);
     let texts: Vec<_> = items.iter().filter(|item| matches!(item, Item::Record(_))).collect();
     assert_eq!(texts.len(), 2, "{items:?}");
+}
+
+/// A budget that opening the outbox has used up, with commits held back for longer than any test takes.
+fn spent() -> Option<(u64, Duration)> {
+    Some((1, Duration::from_secs(3600)))
+}
+
+#[test]
+fn when_the_budget_is_spent_commits_are_shared_until_the_agent_leaves() {
+    let mut bench = Bench::with_budget(spent());
+    let accepted = || bench.put(vec![put(100, "group", None)]);
+    accepted();
+    assert_eq!(seqs(&bench.outcomes(1), &Answer::Accepted), [1]);
+    let before = bench.board.flash.lock().clone();
+    for request in 1..=8 {
+        bench.put(vec![put(request, "sync", None)]);
+        // Answered at once, it says that the one before was taken, and was not.
+        accepted();
+        assert_eq!(seqs(&bench.outcomes(1), &Answer::Accepted), [request + 1]);
+    }
+    let budget = bench.board.flash.lock().budget.clone().unwrap();
+    assert_eq!((budget.state.as_str(), budget.bytes_left, budget.window_ms), ("exceeded", 0, 3_600_000));
+    assert_eq!(bench.board.flash.lock().syncs, before.syncs);
+    bench.inbox.give(|cell| cell.hurry = true);
+    assert_eq!(seqs(&bench.outcomes(8), &Answer::Committed), (1..=8).collect::<Vec<_>>());
+    bench.stop();
+    let flash = bench.board.flash.lock().clone();
+    assert_eq!(flash.syncs_by_purpose.records - before.syncs_by_purpose.records, 2, "one a lane");
+    assert_eq!((flash.syncs_by_purpose.sum(), flash.by_purpose.sum()), (flash.syncs, flash.bytes_written));
+    let told = |bench: &Bench| bench.events.lock().unwrap().clone();
+    assert!(matches!(&told(&bench)[..], [only] if only.starts_with("flash_budget exceeded ")), "{:?}", told(&bench));
+    // A restart is no new budget, and no news.
+    bench.start();
+    bench.put(vec![put(200, "group", None)]);
+    bench.outcomes(1);
+    assert_eq!(bench.board.flash.lock().budget.clone().unwrap().state, "exceeded");
+    assert_eq!(told(&bench).len(), 1);
+}
+
+#[test]
+fn a_full_batch_ends_the_wait_for_the_budget() {
+    let bench = Bench::with_budget(spent());
+    bench.put((1..=30).map(|request| put(request, "sync", None)).collect());
+    assert_eq!(seqs(&bench.outcomes(30), &Answer::Committed), (1..=30).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_window_ends_the_wait_for_the_budget() {
+    let bench = Bench::with_budget(Some((1, Duration::from_millis(50))));
+    for request in 1..=3 {
+        bench.put(vec![put(request, "sync", None), put(100 + request, "group", Some(Wait::Committed))]);
+        assert_eq!(seqs(&bench.outcomes(2), &Answer::Committed), [request, request]);
+    }
+}
+
+#[test]
+fn who_waits_for_the_budget_hears_of_his_record_before_it_is_renumbered() {
+    let bench = Bench::with_budget(spent());
+    let offer = bench.offer("sync");
+    bench.put(vec![put(1, "sync", None)]);
+    bench.put(vec![put(2, "group", None)]);
+    bench.outcomes(1);
+    bench.inbox.give(|cell| cell.foreign.push((offer.lane.clone(), offer.epoch)));
+    let outcomes = bench.outcomes(1);
+    assert_eq!((seqs(&outcomes, &Answer::Committed), outcomes[0].epoch), (vec![1], offer.epoch));
+    assert_ne!(bench.offer("sync").epoch, offer.epoch);
+}
+
+#[test]
+fn who_waits_for_delivery_hears_that_flash_did_not_take_his_record_though_no_commit_was_asked_for() {
+    let mut bench = Bench::new();
+    bench.stop();
+    bench.start_on(SimDisk::default(), Arc::default(), |disk| disk.write_failures = u32::MAX);
+    // A batch that is full is written by the put that finds it so.
+    bench.put((1..=30).map(|request| put(request, "group", (request == 1).then_some(Wait::Delivered))).collect());
+    let mut outcomes = bench.outcomes(30);
+    outcomes.sort_by_key(|outcome| outcome.ticket.request);
+    assert_eq!(code(&outcomes[0]), "degraded");
+    seqs(&outcomes[1..], &Answer::Accepted);
 }

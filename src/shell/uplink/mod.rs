@@ -2,8 +2,6 @@
 //! resolver and the thread's side of the ports; never touches flash, never resolves names, never blocks but in its
 //! one poll.
 
-mod saved;
-
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,6 +17,7 @@ use super::board::Board;
 use super::clock;
 use super::port::{ForOutbox, ForUplink, Port, Refusal};
 use super::resolver::{ADDRESSES_MAX, Resolver};
+use super::saved;
 use super::transport::{BUFFERS_BYTES_MAX, Handshake, Incoming, Meter, Open, Progress, Reach};
 use crate::config::target::Target;
 use crate::config::{self, Encoding, Endpoint, Heartbeat};

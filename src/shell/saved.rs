@@ -1,13 +1,12 @@
-//! What outlives a restart of the process, as a small file beside the local socket: a crash loop must not bypass the
-//! backoff. It is a hint: whatever is wrong with it, the link begins without.
+//! What outlives a restart of the process, as small files beside the local socket: a crash loop must not bypass the
+//! backoff, nor have a fresh flash budget each time. Hints: whatever is wrong with one, its reader begins without.
 
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-
-use crate::link::Saved;
 
 /// Largest file, in bytes.
 const FILE_BYTES_MAX: u64 = 4096;
@@ -16,22 +15,22 @@ const FILE_BYTES_MAX: u64 = 4096;
 const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
 #[derive(Serialize, Deserialize)]
-struct Content {
+struct Content<T> {
     /// The boot whose clock the instants are of.
     boot_id: String,
-    saved: Saved,
+    saved: T,
 }
 
 /// What an earlier process left, and whether that was in this boot.
-pub fn read(path: &Path) -> Option<(Saved, bool)> {
+pub fn read<T: DeserializeOwned>(path: &Path) -> Option<(T, bool)> {
     let mut bytes = Vec::new();
     fs::File::open(path).ok()?.take(FILE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
-    let content: Content = serde_json::from_slice(&bytes).ok()?;
+    let content: Content<T> = serde_json::from_slice(&bytes).ok()?;
     Some((content.saved, content.boot_id == boot_id()))
 }
 
 /// Replaces the file as a whole. Not synced: it is of use only while the machine runs.
-pub fn write(path: &Path, saved: Saved) -> io::Result<()> {
+pub fn write<T: Serialize>(path: &Path, saved: T) -> io::Result<()> {
     let text = serde_json::to_string(&Content { boot_id: boot_id(), saved })?;
     let temporary = path.with_extension("new");
     fs::write(&temporary, text)?;
@@ -47,13 +46,14 @@ fn boot_id() -> String {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::link::Saved;
     use crate::temp_dir::TempDir;
 
     #[test]
     fn what_is_written_is_read_and_what_is_damaged_ignored() {
         let dir = TempDir::new("saved");
         let path = dir.join("backoff");
-        assert_eq!(read(&path), None);
+        assert_eq!(read::<Saved>(&path), None);
         let saved = Saved { backoff_exponent: 3, slow_exponent: 1, not_before_boot_ms: 77 };
         write(&path, Saved::default()).unwrap();
         write(&path, saved).unwrap();
@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(read(&path), Some((saved, false)));
         for damage in ["", "{", "null", "{\"boot_id\":1}", &"x".repeat(9000)] {
             fs::write(&path, damage).unwrap();
-            assert_eq!(read(&path), None, "{damage:.20}");
+            assert_eq!(read::<Saved>(&path), None, "{damage:.20}");
         }
     }
 }
