@@ -3,8 +3,10 @@
 
 pub mod disk;
 pub mod format;
+pub mod inspect;
 mod lane;
 mod log;
+pub mod overlay;
 mod read;
 mod recover;
 mod runs;

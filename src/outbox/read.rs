@@ -92,7 +92,7 @@ impl Lane {
     }
 
     /// The record at a position that no run covers, if it can be read; else a run covers it now.
-    fn record_at<D: Disk>(&mut self, io: &mut Io<D>, log: usize, position: u64) -> Option<Draft> {
+    pub(super) fn record_at<D: Disk>(&mut self, io: &mut Io<D>, log: usize, position: u64) -> Option<Draft> {
         if log + 1 == self.logs.len()
             && let Some((first, _)) = self.tail.front()
             && let Some(index) = position.checked_sub(*first)

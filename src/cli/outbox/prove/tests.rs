@@ -1,0 +1,1 @@
+//! A storage that keeps its word, and several that do not.
