@@ -38,9 +38,12 @@ pub(super) const RING: &str = "prove.ring";
 const MAGIC: &[u8; 8] = b"BHPROVE1";
 const LANE: LaneId = LaneId(0);
 const SEGMENT_BYTES: u32 = 65_536;
+/// A record takes a page, and twice [`KEPT_RECORDS`] wait at most: never full.
+const SEGMENTS_MAX: u64 = 16;
+const _: () = assert!((SEGMENTS_MAX - 2) * (SEGMENT_BYTES as u64 / 4096 - 1) > 3 * KEPT_RECORDS);
 
-/// Bytes that a run writes before its first number: the ring, and two segments.
-pub(super) const BEGIN_BYTES: u64 = SLOTS * SLOT_BYTES as u64 + 2 * SEGMENT_BYTES as u64;
+/// Bytes that a run writes but for its numbers: the ring, and the outbox's segments.
+pub(super) const BEGIN_BYTES: u64 = SLOTS * SLOT_BYTES as u64 + SEGMENTS_MAX * SEGMENT_BYTES as u64;
 /// Bytes that a number takes: its slot, a page of the outbox with its acks, a share of a file.
 pub(super) const NUMBER_BYTES: u64 = SLOT_BYTES as u64 + 4096 + 512;
 
@@ -125,7 +128,7 @@ impl<D: Disk> Bench<D> {
 /// The outbox that is written along.
 pub(super) fn outbox_config() -> Config {
     let name = LaneName::try_new("prove").expect("a literal lane name");
-    let lane = config::Lane { name, bytes_max: 4 * u64::from(SEGMENT_BYTES), ..config::Lane::default() };
+    let lane = config::Lane { name, bytes_max: SEGMENTS_MAX * u64::from(SEGMENT_BYTES), ..config::Lane::default() };
     Config {
         segment_bytes: SEGMENT_BYTES,
         headroom_bytes_min: 0,

@@ -126,8 +126,8 @@ pub(super) fn judge<D: Disk>(disk: &mut D, outbox: D, run: u32, seen: Option<u64
     findings.in_flight = in_flight(slot(flushed + 1), run, flushed + 1);
     let begun = top.max(flushed);
     if begun > 0 {
-        let newest = (begun - 1) / MADE_EVERY;
-        let expected = newest.saturating_sub(1)..=newest;
+        // The number after the last flushed one may have removed an older one.
+        let expected = (flushed / MADE_EVERY).saturating_sub(1)..=(begun - 1) / MADE_EVERY;
         findings.files_missing = expected.filter(|nth| !is_made(disk, run, *nth).unwrap_or(false)).collect();
     }
     let expected = (flushed + 1).saturating_sub(KEPT_RECORDS).max(1)..=flushed;
