@@ -385,7 +385,10 @@ fn prove_counts_within_its_budget_and_judges_what_a_cut_left() {
     let lies = outbox(&["prove", "--judge", "--seen", &(last + 3).to_string()], &place);
     let said = text(&lies.stdout);
     assert_eq!(code(&lies), DATA, "{said}");
-    assert!(said.contains("LIES") && said.contains(&format!("{} to {}: flushed, and gone", last + 1, last + 3)), "{said}");
+    assert!(
+        said.contains("LIES") && said.contains(&format!("{} to {}: flushed, and gone", last + 1, last + 3)),
+        "{said}"
+    );
     // It was said; the next run begins.
     let next = outbox(&["prove", "--bytes", "3000000"], &place);
     assert_eq!((code(&next), text(&next.stdout).contains("run 2 on")), (0, true), "{next:?}");

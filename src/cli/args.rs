@@ -230,8 +230,8 @@ impl Typed {
             match name.as_str() {
                 "help" => typed.help = true,
                 "version" => typed.version = true,
-                "config" | "socket" | "lane" | "topic" | "wait" | "timeout" | "seconds" | "bytes" | "seen" | "witness"
-                | "kills" => {
+                "config" | "socket" | "lane" | "topic" | "wait" | "timeout" | "seconds" | "bytes" | "seen"
+                | "witness" | "kills" => {
                     let value = parser.value().map_err(usage)?;
                     typed.options.push((name, Some(value)));
                 }

@@ -101,8 +101,7 @@ impl<D: Disk> Disk for Overlay<D> {
             let at = offset + done as u64;
             let within = (at % PAGE) as usize;
             let now = (bytes.len() - done).min(PAGE_BYTES - within);
-            let mut page =
-                if now == PAGE_BYTES { Box::new([0; PAGE_BYTES]) } else { self.load(name, at / PAGE)? };
+            let mut page = if now == PAGE_BYTES { Box::new([0; PAGE_BYTES]) } else { self.load(name, at / PAGE)? };
             page[within..within + now].copy_from_slice(&bytes[done..done + now]);
             let kept = page.iter().any(|&byte| byte != 0).then_some(page);
             let file = self.files.get_mut(name).ok_or(io::ErrorKind::NotFound)?;

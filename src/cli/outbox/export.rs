@@ -153,10 +153,7 @@ mod tests {
             body: Body::Text("x\ny\u{1}".into()),
         };
         let text = |draft: &Draft| serde_json::to_string(&record(&lane, 300, 17, draft)).unwrap();
-        assert_eq!(
-            text(&draft),
-            r#"{"lane":"temp","epoch":300,"seq":17,"at":7,"topic":"a\"b","text":"x\ny\u0001"}"#
-        );
+        assert_eq!(text(&draft), r#"{"lane":"temp","epoch":300,"seq":17,"at":7,"topic":"a\"b","text":"x\ny\u0001"}"#);
         let keyed = Draft { at: None, ttl_s: 9, key: Some("k".into()), body: Body::Bytes(vec![0, 255]), ..draft };
         assert_eq!(
             text(&keyed),

@@ -77,11 +77,16 @@ fn screen(dir: &Path, found: &Found, rows: &[Row]) -> String {
             time(row.newest)
         ));
     }
-    line(format!("epoch   {:width$} {:>16}  {:>11}  {:23}  {}", "lane", "epoch", "acked up to", "waiting", "never to come"));
+    line(format!(
+        "epoch   {:width$} {:>16}  {:>11}  {:23}  {}",
+        "lane", "epoch", "acked up to", "waiting", "never to come"
+    ));
     for row in rows {
         let name = &row.lane.name;
         if row.lost_whole {
-            line(format!("        {name:width$} LOST: not one header is intact, so nothing here has a number any more"));
+            line(format!(
+                "        {name:width$} LOST: not one header is intact, so nothing here has a number any more"
+            ));
         } else if row.lane.epochs.is_empty() {
             line(format!("        {name:width$} {:>16}  the first record begins one", "none yet"));
         }

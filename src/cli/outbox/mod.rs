@@ -91,7 +91,9 @@ impl Found {
         let live = is_owned(dir);
         if live {
             let dir = dir.display();
-            eprintln!("backhaul: an agent runs on {dir}: this is a snapshot, and what it writes meanwhile looks damaged");
+            eprintln!(
+                "backhaul: an agent runs on {dir}: this is a snapshot, and what it writes meanwhile looks damaged"
+            );
         }
         let config = config_found(&files, RECORD_BYTES_MAX);
         let (outbox, report) = Outbox::open(Overlay::new(RealDisk::read_only(dir)), &config, SEED);
@@ -104,9 +106,8 @@ impl Found {
     fn lanes(&self) -> Vec<LaneView> {
         let mut lanes = self.outbox.look();
         for lane in &mut lanes {
-            lane.epochs.retain(|epoch| {
-                epoch.records > 0 || !epoch.gaps.is_empty() || !self.drawn.contains(&epoch.epoch)
-            });
+            lane.epochs
+                .retain(|epoch| epoch.records > 0 || !epoch.gaps.is_empty() || !self.drawn.contains(&epoch.epoch));
         }
         lanes
     }
@@ -141,7 +142,9 @@ fn survey(dir: &Path) -> Result<(Vec<Entry>, String), Fault> {
         // What one may not read is not damaged.
         let path = dir.join(&file.name);
         match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(Fault::io(path.display(), &error)),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(Fault::io(path.display(), &error));
+            }
             Ok(_) | Err(_) => {}
         }
     }

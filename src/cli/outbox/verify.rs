@@ -98,7 +98,8 @@ fn screen(dir: &Path, found: &Found, verdict: &Verdict) -> String {
     });
     let gaps: Vec<_> = gaps.collect();
     for (lane, epoch, gap) in gaps.iter().take(LINES_MAX) {
-        let seqs = if gap.from == gap.to { format!("seq {}", gap.from) } else { format!("seq {} to {}", gap.from, gap.to) };
+        let seqs =
+            if gap.from == gap.to { format!("seq {}", gap.from) } else { format!("seq {} to {}", gap.from, gap.to) };
         line(format!("gap      {lane}, epoch {epoch}, {seqs}: {}", Lost::of([*gap])));
     }
     if let Some(more) = gaps.len().checked_sub(LINES_MAX + 1) {
@@ -108,7 +109,8 @@ fn screen(dir: &Path, found: &Found, verdict: &Verdict) -> String {
         line(format!("lost     lane {lane}: not one header is intact, what it held has no numbers any more"));
     }
     if !verdict.damaged.is_empty() {
-        let pages: Vec<_> = verdict.damaged.iter().take(LINES_MAX).map(|(file, page)| format!("{file}:{page}")).collect();
+        let pages: Vec<_> =
+            verdict.damaged.iter().take(LINES_MAX).map(|(file, page)| format!("{file}:{page}")).collect();
         let more = if verdict.damaged.len() > LINES_MAX { ", …" } else { "" };
         line(format!("damage   {}: {}{more}", Count(verdict.damaged.len() as u64, "page"), pages.join(", ")));
     }
@@ -132,7 +134,8 @@ fn words(found: &Found, verdict: &Verdict) -> String {
         return "LOST: all that a lane held".into();
     }
     if lost.unknown > 0 {
-        return "IN DOUBT: there is damage where promised records may have been; the numbers behind it are skipped".into();
+        return "IN DOUBT: there is damage where promised records may have been; the numbers behind it are skipped"
+            .into();
     }
     if verdict.damaged.is_empty() {
         return "intact".into();

@@ -80,6 +80,8 @@ fn ask(question: &str) -> Result<bool, Fault> {
     let mut err = io::stderr().lock();
     let asked = err.write_all(question.as_bytes()).and_then(|()| err.flush());
     let mut answer = String::new();
-    asked.and_then(|()| io::stdin().lock().read_line(&mut answer)).map_err(|error| Fault::io("the terminal", &error))?;
+    asked
+        .and_then(|()| io::stdin().lock().read_line(&mut answer))
+        .map_err(|error| Fault::io("the terminal", &error))?;
     Ok(answer.trim() == "yes")
 }

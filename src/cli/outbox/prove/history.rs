@@ -107,7 +107,8 @@ pub(super) fn summary(lines: &[Line]) -> String {
         return "no power cut yet".into();
     }
     let with = |verdict: Verdict| cuts.iter().filter(|line| line.verdict == verdict.as_str()).count();
-    let mut text = format!("{} judged: {} kept everything", super::Count(cuts.len() as u64, "cut"), with(Verdict::Kept));
+    let mut text =
+        format!("{} judged: {} kept everything", super::Count(cuts.len() as u64, "cut"), with(Verdict::Kept));
     let others = [
         (Verdict::Lies, "lost what was flushed"),
         (Verdict::Damages, "damaged what was flushed"),

@@ -94,7 +94,8 @@ pub(super) fn judge<D: Disk>(disk: &mut D, outbox: D, run: u32, seen: Option<u64
     let read = disk.read_at(RING, 0, &mut ring).unwrap_or(0);
     ring[read..].fill(0);
     let sector = |at: usize| content(&ring[at..at + SECTOR_BYTES], (at % SLOT_BYTES / SECTOR_BYTES) as u32);
-    let slot = |number: u64| (0..SLOT_SECTORS).map(move |nth| sector(slot_offset(number) as usize + nth * SECTOR_BYTES));
+    let slot =
+        |number: u64| (0..SLOT_SECTORS).map(move |nth| sector(slot_offset(number) as usize + nth * SECTOR_BYTES));
     let numbers = (0..ring.len()).step_by(SECTOR_BYTES).filter_map(|at| match sector(at) {
         Content::Number(of, number) if of == run => Some(number),
         Content::Number(..) | Content::Zero | Content::Garbage => None,

@@ -29,7 +29,11 @@ pub(super) fn run(dir: &Path, kills: u64, args: &ProveArgs) -> Result<ExitCode, 
     let held = lock()?;
     let run = begin(dir, &mut disk, seed).map_err(fault)?;
     drop(held);
-    say(&format!("run {run} on {}: {}, at most {NUMBERS_MAX} numbers between two", dir.display(), Count(kills, "kill")));
+    say(&format!(
+        "run {run} on {}: {}, at most {NUMBERS_MAX} numbers between two",
+        dir.display(),
+        Count(kills, "kill")
+    ));
     let start = Instant::now();
     let mut seen = 0;
     let mut torn = 0;

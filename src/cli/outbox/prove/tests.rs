@@ -15,7 +15,9 @@ use crate::outbox::sim_disk::{Fate, SimDisk};
 enum Flush {
     Honest,
     /// It says yes and does nothing, from this call on.
-    Ignored { after: u64 },
+    Ignored {
+        after: u64,
+    },
     /// What the folder holds is never flushed.
     FilesOnly,
 }
@@ -217,10 +219,8 @@ fn remembers_runs_and_verdicts_across_torn_writes() {
     history::set_state(&mut disk, &state(2)).expect("a storage that works");
     disk.damage("prove.state.0", |bytes| bytes[..200].fill(7));
     assert_eq!(history::state(&mut disk), Some(state(1)));
-    let line = |run, torn_at| Line {
-        torn_at,
-        ..Line::new(run, "cut", &Findings { flushed: 9, ..Findings::default() })
-    };
+    let line =
+        |run, torn_at| Line { torn_at, ..Line::new(run, "cut", &Findings { flushed: 9, ..Findings::default() }) };
     history::add(&mut disk, &line(1, None)).expect("a storage that works");
     disk.write_at("prove.report", 200, b"{\"run\":").expect("a storage that works");
     history::add(&mut disk, &line(2, Some(512))).expect("a storage that works");
