@@ -312,7 +312,7 @@ fn a_folder_without_permission_to_write_is_read_and_not_wiped() {
     assert_eq!(export(&output), (promised(&left), 0));
     assert_eq!(code(&as_nobody(&["wipe", "--yes"], &copy).unwrap()), 77);
     // What may not even be read is no damage.
-    fs::set_permissions(segments(&copy, "alarm")[0].as_path(), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(segments(&copy, "alarm")[0].as_path(), fs::Permissions::from_mode(0o000)).unwrap();
     assert_eq!(code(&as_nobody(&["verify"], &copy).unwrap()), 77);
     assert!(files(&copy) == before);
     fs::set_permissions(&*left.dir, fs::Permissions::from_mode(0o755)).unwrap();

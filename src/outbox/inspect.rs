@@ -152,8 +152,8 @@ impl<D: Disk> Outbox<D> {
 
     /// Removes everything that it holds, durably: the next start draws a new epoch for each lane. Whenever the power
     /// goes, no number that has left is used again: recovery has put every doubt into the newest segments, and these
-    /// go last, one lane after the other.
-    pub fn wipe(mut self) -> io::Result<D> {
+    /// go last, one lane after the other. Not to be used afterwards.
+    pub fn wipe(&mut self) -> io::Result<()> {
         for lane in &mut self.lanes {
             let mut segments: Vec<Segment> = std::mem::take(&mut lane.segments);
             segments.sort_by_key(|segment| segment.used.map_or(0, |used| used.lap));
@@ -166,7 +166,162 @@ impl<D: Disk> Outbox<D> {
                 self.io.disk.remove(&segment_name(&lane.name, newest.number))?;
             }
         }
-        self.io.disk.sync_dir()?;
-        Ok(self.io.disk)
+        self.io.disk.sync_dir()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::super::LaneId;
+    use super::super::overlay::Overlay;
+    use super::super::sim_disk::{Fate, SimDisk};
+    use super::*;
+    use crate::record::{Body, Fetch, Item};
+    use crate::time::Instant;
+
+    const LANE: LaneId = LaneId(0);
+    const SEGMENT: u64 = 16_384;
+
+    fn config() -> Config {
+        let lane = config::Lane { bytes_max: 6 * SEGMENT, ..config::Lane::default() };
+        Config { lanes: vec![lane], ..config_found(&[], 4096) }
+    }
+
+    fn put(outbox: &mut Outbox<SimDisk>, text: String) -> (Epoch, Seq) {
+        let draft =
+            Draft { at: Some(1), boot: 1, boot_ms: 1, ttl_s: 0, topic: "t".into(), key: None, body: Body::Text(text) };
+        let name = outbox.push(LANE, draft, Instant::default()).unwrap();
+        outbox.commit(LANE).unwrap();
+        name
+    }
+
+    /// Some laps, some acks, perhaps an overflow.
+    fn filled(rng: &mut fastrand::Rng) -> Outbox<SimDisk> {
+        let (mut outbox, _) = Outbox::open(SimDisk::default(), &config(), rng.u64(..));
+        for n in 0..rng.u64(1..40) {
+            put(&mut outbox, format!("{n:0>width$}", width = rng.usize(1..2500)));
+            if rng.u8(..5) == 0 {
+                let offer = outbox.offers()[0].clone();
+                let upto = rng.u64(offer.first - 1..offer.next);
+                outbox.acked(&offer.lane, offer.epoch, upto, Instant::default());
+            }
+        }
+        outbox
+    }
+
+    fn damaged(mut image: BTreeMap<String, Vec<u8>>, rng: &mut fastrand::Rng) -> BTreeMap<String, Vec<u8>> {
+        for (_, bytes) in image.iter_mut().filter(|(name, _)| name.ends_with(".seg")) {
+            for _ in 0..rng.u8(..3) {
+                let page = rng.usize(..bytes.len() / PAGE_BYTES) * PAGE_BYTES;
+                match rng.u8(..4) {
+                    0 => bytes[page..page + PAGE_BYTES].fill(0),
+                    1 => rng.fill(&mut bytes[page..page + PAGE_BYTES]),
+                    2 => bytes[page + rng.usize(..PAGE_BYTES)] ^= 1,
+                    _ => bytes.truncate((page + 100).max(PAGE_BYTES)),
+                }
+            }
+        }
+        image
+    }
+
+    type Records = BTreeSet<(Epoch, Seq, Vec<u8>)>;
+
+    /// All records, and how many numbers are in gaps.
+    fn walk(outbox: &mut Outbox<Overlay<SimDisk>>) -> (Records, u64) {
+        let (mut records, mut gaps) = (Records::new(), 0);
+        for lane in outbox.look() {
+            for epoch in &lane.epochs {
+                let mut from = epoch.acked + 1;
+                while let Some(stored) = outbox.stored(&lane.name, epoch.epoch, from) {
+                    from = match stored {
+                        Stored::Record(seq, draft) => {
+                            assert_eq!(seq, from);
+                            records.insert((epoch.epoch, seq, draft.body.as_bytes().to_vec()));
+                            seq + 1
+                        }
+                        Stored::Gap(gap) => {
+                            assert_eq!(gap.from, from);
+                            gaps += gap.to - gap.from + 1;
+                            gap.to + 1
+                        }
+                    };
+                }
+            }
+        }
+        (records, gaps)
+    }
+
+    /// All records that a session would get.
+    fn sent(outbox: &mut Outbox<SimDisk>) -> Records {
+        let mut records = Records::new();
+        for offer in outbox.offers() {
+            let (epoch, mut from) = (offer.epoch, offer.first);
+            while from < offer.next {
+                let lane = offer.lane.clone();
+                let fetch = Fetch { session: 1, lane, epoch, from, records_max: 99, bytes_max: 1 << 20 };
+                let items = outbox.fetch(&fetch);
+                from = items.last().unwrap().last() + 1;
+                records.extend(items.into_iter().filter_map(|item| match item {
+                    Item::Record(record) => Some((epoch, record.seq, record.body.as_bytes().to_vec())),
+                    Item::Gap(_) => None,
+                }));
+            }
+        }
+        records
+    }
+
+    #[test]
+    fn a_look_sees_what_a_start_would_send_and_changes_nothing() {
+        let only = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+        for seed in only.map_or(0..300, |seed: u64| seed..seed + 1) {
+            let replay = format!("SEED={seed} cargo test --lib a_look_sees");
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let image = damaged(filled(&mut rng).into_disk().image(), &mut rng);
+            let mut disk = SimDisk::from_image(image.clone());
+            let found = config_found(&disk.list().unwrap(), 4096);
+            let (mut look, _) = Outbox::open(Overlay::new(disk), &found, seed);
+            let (seen, gaps) = walk(&mut look);
+            let views = look.look();
+            let epochs = || views.iter().flat_map(|lane| &lane.epochs);
+            assert_eq!(epochs().map(|epoch| epoch.records).sum::<u64>(), seen.len() as u64, "{replay}");
+            let above: u64 = epochs().map(|epoch| epoch.last - epoch.acked).sum();
+            assert_eq!(above, seen.len() as u64 + gaps, "each number is a record or in a gap; {replay}");
+            assert_eq!(look.disk_mut().base_mut().image(), image, "{replay}");
+            let (mut start, _) = Outbox::open(SimDisk::from_image(image), &config(), seed + 1);
+            let sent = sent(&mut start);
+            assert!(sent == seen, "{} sent, {} seen; {replay}", sent.len(), seen.len());
+        }
+    }
+
+    #[test]
+    fn a_wipe_that_is_cut_anywhere_never_gives_a_number_twice() {
+        let only = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+        for seed in only.map_or(0..60, |seed: u64| seed..seed + 1) {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut image = filled(&mut rng).into_disk().image();
+            if rng.bool() {
+                image = damaged(image, &mut rng);
+            }
+            for cut in 0.. {
+                let (mut outbox, _) = Outbox::open(SimDisk::from_image(image.clone()), &config(), seed + 1);
+                let offers = outbox.offers();
+                let calls = outbox.disk_mut().calls;
+                outbox.disk_mut().cut_after = Some(calls + cut);
+                let done = outbox.wipe().is_ok();
+                let mut disk = outbox.into_disk();
+                disk.power_cut(&mut rng, |_| Fate::Old);
+                let (mut again, _) = Outbox::open(disk, &config(), 1000 + seed + cut);
+                let (epoch, seq) = put(&mut again, "new".into());
+                let twice = offers.iter().any(|old| old.epoch == epoch && (done || seq < old.next));
+                let replay = format!("SEED={seed} cargo test --lib a_wipe_that");
+                assert!(!twice, "cut {cut}: {seq} again of {offers:?}; {replay}");
+                if done {
+                    break;
+                }
+            }
+        }
     }
 }

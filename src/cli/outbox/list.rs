@@ -69,7 +69,7 @@ fn screen(dir: &Path, found: &Found, rows: &[Row]) -> String {
         let time = |at: Option<u64>| at.map_or_else(|| "-".into(), |ms| Utc(ms).to_string());
         line(format!(
             "        {:width$} {:>9} {:>13} {:>10}  {:19}  {:19}",
-            row.lane.name,
+            row.lane.name.as_str(),
             row.waiting(),
             format!("{} of {}", row.lane.segments_held, row.files),
             Size(row.bytes).to_string(),
@@ -82,7 +82,7 @@ fn screen(dir: &Path, found: &Found, rows: &[Row]) -> String {
         "lane", "epoch", "acked up to", "waiting", "never to come"
     ));
     for row in rows {
-        let name = &row.lane.name;
+        let name = row.lane.name.as_str();
         if row.lost_whole {
             line(format!(
                 "        {name:width$} LOST: not one header is intact, so nothing here has a number any more"
@@ -91,8 +91,8 @@ fn screen(dir: &Path, found: &Found, rows: &[Row]) -> String {
             line(format!("        {name:width$} {:>16}  the first record begins one", "none yet"));
         }
         for epoch in &row.lane.epochs {
-            let EpochView { epoch: number, acked, last, gaps, .. } = epoch;
-            let waiting = if acked < last { format!("{} to {last}", acked + 1) } else { "nothing".into() };
+            let EpochView { epoch: number, acked, gaps, .. } = epoch;
+            let waiting = waiting(epoch).map_or_else(|| "nothing".into(), |(from, to)| format!("{from} to {to}"));
             line(format!("        {name:width$} {number:>16}  {acked:>11}  {waiting:23}  {}", Lost::of(gaps)));
         }
     }
@@ -133,6 +133,22 @@ impl Row {
     }
 }
 
+/// The lowest and the highest number that waits: gaps at either end left out.
+fn waiting(epoch: &EpochView) -> Option<(Seq, Seq)> {
+    let (mut from, mut to) = (epoch.acked + 1, epoch.last);
+    for gap in &epoch.gaps {
+        if gap.from <= from {
+            from = from.max(gap.to + 1);
+        }
+    }
+    for gap in epoch.gaps.iter().rev() {
+        if gap.to >= to {
+            to = to.min(gap.from - 1);
+        }
+    }
+    (from <= to).then_some((from, to))
+}
+
 /// When the oldest record that waits was handed in, where a clock was known.
 fn oldest(found: &mut Found, lane: &LaneView) -> Option<u64> {
     lane.epochs.iter().find_map(|epoch| {
@@ -168,4 +184,22 @@ fn gap_begin(found: &Found, lane: &LaneName, epoch: Epoch, at: Seq) -> Option<Se
     let lanes = found.outbox.look();
     let gaps = &lanes.iter().find(|view| view.name == *lane)?.epochs.iter().find(|view| view.epoch == epoch)?.gaps;
     gaps.iter().find(|gap| (gap.from..=gap.to).contains(&at)).map(|gap| gap.from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Gap, Why};
+
+    #[test]
+    fn what_waits_begins_and_ends_with_a_record() {
+        let gap = |from, to| Gap { from, to, why: Why::Torn };
+        let epoch = |gaps| EpochView { epoch: 1, acked: 10, last: 99, records: 1, gaps };
+        assert_eq!(waiting(&epoch(vec![])), Some((11, 99)));
+        assert_eq!(
+            waiting(&epoch(vec![gap(11, 12), gap(13, 20), gap(30, 40), gap(90, 95), gap(96, 99)])),
+            Some((21, 89))
+        );
+        assert_eq!(waiting(&epoch(vec![gap(11, 99)])), None);
+    }
 }

@@ -60,10 +60,13 @@ impl Fault {
     }
 
     fn io(what: impl fmt::Display, error: &io::Error) -> Self {
-        let code = match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => exit::NO_INPUT,
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => exit::PERMISSION,
-            _ => exit::IO,
+        let is_one_of = |kinds: [io::ErrorKind; 2]| kinds.contains(&error.kind());
+        let code = if is_one_of([io::ErrorKind::NotFound, io::ErrorKind::NotADirectory]) {
+            exit::NO_INPUT
+        } else if is_one_of([io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem]) {
+            exit::PERMISSION
+        } else {
+            exit::IO
         };
         Self::new(code, format!("{what}: {error}"))
     }
@@ -190,24 +193,22 @@ impl Lost {
     }
 }
 
-/// `3 corrupt, 7 overflow`; the causes that promise nothing are marked.
+/// `3 damaged, 7 given up (full)`. What is in doubt or unused are numbers, not records.
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = |count, cause| (count > 0).then(|| format!("{count} {cause}"));
+        let number = |count, cause| (count > 0).then(|| format!("{} {cause}", Count(count, "number")));
         let causes = [
-            (self.corrupt, "damaged"),
-            (self.unknown, "numbers in doubt"),
-            (self.overflow, "given up (full)"),
-            (self.expired, "expired"),
-            (self.rejected, "rejected"),
-            (self.torn, "numbers unused"),
-            (self.settled, "settled"),
+            record(self.corrupt, "damaged"),
+            number(self.unknown, "in doubt"),
+            record(self.overflow, "given up (full)"),
+            record(self.expired, "expired"),
+            record(self.rejected, "rejected"),
+            number(self.torn, "unused"),
+            record(self.settled, "settled"),
         ];
-        let mut some = false;
-        for (count, cause) in causes.into_iter().filter(|(count, _)| *count > 0) {
-            write!(f, "{}{count} {cause}", if some { ", " } else { "" })?;
-            some = true;
-        }
-        if some { Ok(()) } else { f.write_str("-") }
+        let causes: Vec<_> = causes.into_iter().flatten().collect();
+        if causes.is_empty() { f.write_str("-") } else { f.write_str(&causes.join(", ")) }
     }
 }
 
@@ -285,8 +286,13 @@ mod tests {
     #[test]
     fn a_loss_is_told_by_cause() {
         let gap = |from, to, why| Gap { from, to, why };
-        let lost = Lost::of(&[gap(1, 3, Why::Corrupt), gap(9, 9, Why::Overflow), gap(10, 10, Why::Corrupt)]);
-        assert_eq!(lost.to_string(), "4 damaged, 1 given up (full)");
+        let lost = Lost::of(&[
+            gap(1, 3, Why::Corrupt),
+            gap(9, 9, Why::Overflow),
+            gap(10, 10, Why::Corrupt),
+            gap(11, 11, Why::Unknown),
+        ]);
+        assert_eq!(lost.to_string(), "4 damaged, 1 number in doubt, 1 given up (full)");
         assert_eq!(Lost::default().to_string(), "-");
     }
 }

@@ -137,6 +137,9 @@ fn words(found: &Found, verdict: &Verdict) -> String {
         return "IN DOUBT: there is damage where promised records may have been; the numbers behind it are skipped"
             .into();
     }
+    if found.files.is_empty() {
+        return "no segments: nothing was ever put here, it was wiped, or it is not the folder of [outbox] dir".into();
+    }
     if verdict.damaged.is_empty() {
         return "intact".into();
     }

@@ -39,9 +39,10 @@ pub(super) fn run(dir: &Path, yes: bool) -> Result<ExitCode, Fault> {
     let mut config = config_found(&files, RECORD_BYTES_MAX);
     (config.device, config.machine) = (device, machine(dir));
     // For good: recovery writes what is in doubt first, so that not even a cut in the middle gives a number twice.
-    let (outbox, _) = Outbox::open(RealDisk::new(dir), &config, entropy::draw());
+    let (mut outbox, _) = Outbox::open(RealDisk::new(dir), &config, entropy::draw());
     let rest = |error: &io::Error| Fault::io(format!("{}: not all is removed", dir.display()), error);
-    let mut disk = outbox.wipe().map_err(|error| rest(&error))?;
+    outbox.wipe().map_err(|error| rest(&error))?;
+    let mut disk = outbox.into_disk();
     // What recovery could not make anything of.
     for file in survey(dir)?.0 {
         disk.remove(&file.name).map_err(|error| rest(&error))?;

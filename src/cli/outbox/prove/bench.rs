@@ -67,9 +67,9 @@ impl<D: Disk> Bench<D> {
             disk.write_at(RING, slot * SLOT_BYTES as u64, &[0; SLOT_BYTES])?;
         }
         disk.sync(RING)?;
-        let outbox = Outbox::open(outbox, &outbox_config(), seed).0.wipe()?;
-        disk.sync_dir()?;
-        let outbox = Outbox::open(outbox, &outbox_config(), seed ^ 1).0;
+        let mut old = Outbox::open(outbox, &outbox_config(), seed).0;
+        old.wipe()?;
+        let outbox = Outbox::open(old.into_disk(), &outbox_config(), seed ^ 1).0;
         Ok(Self { disk, outbox, run, held: VecDeque::new(), bytes: SLOTS * SLOT_BYTES as u64 })
     }
 

@@ -6,11 +6,12 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use super::bench::Bench;
+use super::bench::{Bench, NUMBER_BYTES};
 use super::history::{self, Line, State};
 use super::judge::{self, Findings, Verdict};
 use super::{Count, Fault, boot, say, words};
 use crate::cli::args::ProveArgs;
+use crate::cli::status::Size;
 use crate::exit;
 use crate::outbox::disk::Disk as _;
 use crate::shell::disk::{Lock, RealDisk};
@@ -29,10 +30,10 @@ pub(super) fn run(dir: &Path, kills: u64, args: &ProveArgs) -> Result<ExitCode, 
     let held = lock()?;
     let run = begin(dir, &mut disk, seed).map_err(fault)?;
     drop(held);
+    let (kills_words, number) = (Count(kills, "kill"), Size(NUMBER_BYTES));
     say(&format!(
-        "run {run} on {}: {}, at most {NUMBERS_MAX} numbers between two",
-        dir.display(),
-        Count(kills, "kill")
+        "run {run} on {}: {kills_words}, at most {NUMBERS_MAX} numbers of {number} between two",
+        dir.display()
     ));
     let start = Instant::now();
     let mut seen = 0;
