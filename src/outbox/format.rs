@@ -13,14 +13,14 @@
 //!  batch  the payloads of one page or more, joined:
 //!         ┌────────┬──────────┬───────────────┬───────┬─────────┬─────────┬──────┐
 //!         │ header │ lane     │ runs          │ crc   │ record  │ record  │ 0 …  │
-//!         │ 88     │ 1..32    │ 17 each       │ u32   │ …       │ …       │      │
+//!         │ 92     │ 1..32    │ 17 each       │ u32   │ …       │ …       │      │
 //!         └────────┴──────────┴───────────────┴───────┴─────────┴─────────┴──────┘
 //!          crc: CRC32C over segment number, page number, header, lane, runs
 //!
 //!  header  0 magic "BHOB"      4 version u8      5 page shift u8   6 flags u8     7 lane length u8
 //!          8 runs u16         10 zero u16       12 count u32      16 length u32  20 lap u32
 //!         24 origin u64       32 epoch u64      40 base u64       48 first u64   56 acked u64
-//!         64 floor u64        72 durable u64    80 reserved u64
+//!         64 floor u64        72 durable u64    80 reserved u64   88 alive u32
 //!
 //!  run     0 from u64          8 to u64         16 why u8
 //!
@@ -35,6 +35,7 @@
 //! new epoch for a whole lane (protocol rule 7) is therefore one header with another epoch and base: one page, atomic.
 //! `origin` names the log; `lap` counts the lane's segment turns, so that it orders segments and dates pages.
 
+use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
 use super::Draft;
@@ -58,7 +59,9 @@ pub const SEGMENT_BYTES_MAX: u32 = 4 << 20;
 /// Records in one segment, at most.
 pub const SEGMENT_RECORDS_MAX: u32 = 32_768;
 
-const FIXED_BYTES: usize = 88;
+const FIXED_BYTES: usize = 92;
+/// A record's checksum.
+const CRC_BYTES: usize = 4;
 /// Length, CRC and one byte.
 const RECORD_BYTES_MIN: u32 = 1 + 4 + 1;
 /// No lane takes as many segment turns: flash would have worn out long before.
@@ -128,6 +131,8 @@ pub struct Header {
     pub durable: u64,
     /// No position above this has left the gateway.
     pub reserved: u64,
+    /// The oldest segment turn that the lane still needs: a log of which none is as new is done with.
+    pub alive: u32,
     /// The lane.
     pub lane: LaneName,
     /// What was given up or skipped above `acked`.
@@ -164,6 +169,7 @@ impl Header {
         {
             out.extend_from_slice(&value.to_le_bytes());
         }
+        out.extend_from_slice(&self.alive.to_le_bytes());
         debug_assert_eq!(out.len() - start, FIXED_BYTES);
         out.extend_from_slice(self.lane.as_str().as_bytes());
         for run in &self.runs {
@@ -205,6 +211,7 @@ impl Header {
             floor: u64_at(64),
             durable: u64_at(72),
             reserved: u64_at(80),
+            alive: u32_at(88),
             lane: LaneName::try_new(lane).ok()?,
             runs,
         };
@@ -217,7 +224,7 @@ impl Header {
         let ordered = self.base <= self.acked && self.acked <= self.floor && self.floor <= self.durable;
         let runs = self.runs.iter().all(|run| run.from <= run.to && run.to <= self.durable);
         let numbered = self.durable.checked_add(1) == Some(self.first) && self.next() <= self.reserved;
-        let named = (1..=INTEGER_MAX).contains(&self.epoch) && self.lap <= LAP_MAX && self.reserved <= POSITION_MAX;
+        let named = (1..=INTEGER_MAX).contains(&self.epoch) && self.lap <= LAP_MAX && self.alive <= self.lap && self.reserved <= POSITION_MAX;
         let filled = self.count <= SEGMENT_RECORDS_MAX
             && (self.count * RECORD_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.length);
         ordered && runs && numbered && named && filled
@@ -296,6 +303,29 @@ struct Stored {
     body: Body,
 }
 
+/// What a record takes in a batch, framed: to the byte what [`RecordArea::push`] appends.
+pub fn record_bytes(draft: &Draft) -> usize {
+    let encoded = encoded_bytes(draft);
+    varint_bytes(encoded as u64) + CRC_BYTES + encoded
+}
+
+fn encoded_bytes(draft: &Draft) -> usize {
+    let text = |text: &[u8]| varint_bytes(text.len() as u64) + text.len();
+    1 + draft.at.map_or(0, varint_bytes)
+        + varint_bytes(draft.boot.into())
+        + varint_bytes(draft.boot_ms)
+        + varint_bytes(draft.ttl_s.into())
+        + text(draft.topic.as_bytes())
+        + 1
+        + draft.key.as_ref().map_or(0, |key| text(key.as_bytes()))
+        + 1
+        + text(draft.body.as_bytes())
+}
+
+fn varint_bytes(value: u64) -> usize {
+    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
+}
+
 /// The checksum's part that all records of a batch share.
 fn record_crc_prefix(header: &Header) -> u32 {
     let crc = crc32c::crc32c_append(CRC_SEED, &header.epoch.to_le_bytes());
@@ -304,9 +334,10 @@ fn record_crc_prefix(header: &Header) -> u32 {
 }
 
 fn record_crc(prefix: u32, position: u64, bytes: &[u8]) -> u32 {
-    let crc = crc32c::crc32c_append(prefix, &position.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc, &(bytes.len() as u32).to_le_bytes());
-    crc32c::crc32c_append(crc, bytes)
+    let mut name = [0; 12];
+    name[..8].copy_from_slice(&position.to_le_bytes());
+    name[8..].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+    crc32c::crc32c_append(crc32c::crc32c_append(prefix, &name), bytes)
 }
 
 /// Records on their way to flash: framed and encoded once, checksummed when their place is known.
@@ -326,19 +357,18 @@ struct Span {
 impl RecordArea {
     /// Appends a record.
     pub fn push(&mut self, draft: &Draft) {
-        // Field by field what `Stored` reads, without a copy of topic and body.
+        // Field by field what `Stored` reads, without a copy of topic and body, straight into the area.
         let stored = (&draft.at, draft.boot, draft.boot_ms, draft.ttl_s, &draft.topic, &draft.key, &draft.body);
-        let encoded = postcard::to_stdvec(&stored).expect("plain data encodes");
-        let mut length = encoded.len();
+        let mut length = encoded_bytes(draft);
         while length >= 0x80 {
             self.bytes.push(length as u8 | 0x80);
             length >>= 7;
         }
-        self.bytes.push(length as u8);
-        self.bytes.extend_from_slice(&[0; 4]);
-        let start = self.bytes.len() as u32;
-        self.bytes.extend_from_slice(&encoded);
-        self.spans.push(Span { start, end: self.bytes.len() as u32 });
+        self.bytes.extend_from_slice(&[length as u8, 0, 0, 0, 0]);
+        let start = self.bytes.len();
+        postcard::serialize_with_flavor(&stored, Append(&mut self.bytes)).expect("plain data encodes");
+        debug_assert_eq!(self.bytes.len() - start, encoded_bytes(draft));
+        self.spans.push(Span { start: start as u32, end: self.bytes.len() as u32 });
     }
 
     /// Bytes of all records with their frames.
@@ -366,7 +396,7 @@ impl RecordArea {
         for (position, span) in (header.first..).zip(&self.spans) {
             let (start, end) = (span.start as usize, span.end as usize);
             let crc = record_crc(prefix, position, &self.bytes[start..end]);
-            self.bytes[start - 4..start].copy_from_slice(&crc.to_le_bytes());
+            self.bytes[start - CRC_BYTES..start].copy_from_slice(&crc.to_le_bytes());
         }
         out.clear();
         let mut payload = Vec::with_capacity(header.bytes());
@@ -392,6 +422,27 @@ impl RecordArea {
                 break;
             }
         }
+    }
+}
+
+/// Postcard's output at the end of what is there: its own flavours copy byte by byte, or allocate for each record.
+struct Append<'a>(&'a mut Vec<u8>);
+
+impl Flavor for Append<'_> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
     }
 }
 
@@ -479,6 +530,7 @@ mod tests {
             floor: 35,
             durable: 39,
             reserved: 65_536,
+            alive: 2,
             lane: LaneName::try_new("telemetry").unwrap(),
             runs: vec![Run { from: 31, to: 35, why: Why::Overflow }],
         }
@@ -497,6 +549,20 @@ mod tests {
     }
 
     const PLACE: Place = Place { segment: 2, page: 9 };
+
+    #[test]
+    fn says_to_the_byte_what_a_record_takes() {
+        for bytes in [0, 1, 99, 100, 126, 127, 128, 200, 16_380, 70_000] {
+            let body = if bytes % 2 == 0 { Body::Text("x".repeat(bytes)) } else { Body::Bytes(vec![7; bytes]) };
+            for key in [None, Some("k".repeat(bytes / 3))] {
+                let (at, boot) = (key.as_ref().map(|_| u64::MAX >> (bytes % 60)), u32::MAX >> (bytes % 31));
+                let draft = Draft { at, boot, boot_ms: 1 << (bytes % 50), ttl_s: boot, key, body: body.clone(), ..draft("") };
+                let mut area = RecordArea::default();
+                area.push(&draft);
+                assert_eq!(record_bytes(&draft), area.bytes(), "{draft:?}");
+            }
+        }
+    }
 
     fn batch(drafts: &[Draft]) -> (Header, Vec<u8>) {
         let mut area = RecordArea::default();

@@ -4,12 +4,12 @@
 use std::io;
 
 use super::Report;
-use super::disk::{Disk, Entry};
+use super::disk::Disk;
 use super::format::{self, Header, PAGE_BYTES, Page, Place, SEGMENT_BYTES_MAX, Slot};
 use super::lane::{Io, Lane, Purpose, Reach};
-use super::log::{Log, RESERVE_STEP};
+use super::log::{Leave, Log, RESERVE_STEP};
 use super::runs::Runs;
-use super::segments::{Segment, Use, make_segment, parse_segment_name, segment_name};
+use super::segments::{Segment, Use, make_segment, segment_name};
 use crate::record::Why;
 
 /// What a segment's pages say at first sight.
@@ -50,17 +50,17 @@ struct Repairs {
 }
 
 impl Lane {
-    /// Takes in the lane's files. Afterwards it has at least one log, unless storage takes nothing at all.
-    pub fn recover<D: Disk>(&mut self, io: &mut Io<D>, files: &[Entry], report: &mut Report) {
+    /// Takes in the lane's segments: number and size in bytes. Afterwards it has at least one log, unless storage takes
+    /// nothing at all.
+    pub fn recover<D: Disk>(&mut self, io: &mut Io<D>, files: &[(u32, u64)], report: &mut Report) {
         let Report { notes, lost_lanes, .. } = report;
         let mut scanned: Vec<(usize, Header, bool)> = Vec::new();
         let mut repairs = Repairs::default();
         let mut unknown = 0;
-        for entry in files {
-            let Some((_, number)) = parse_segment_name(&entry.name) else { continue };
+        for &(number, bytes) in files {
             // Longer than any segment is hostile: what lies behind is left alone.
-            let pages = (entry.bytes.min(u64::from(SEGMENT_BYTES_MAX)) / PAGE_BYTES as u64) as u32;
-            let mut segment = Segment { number, pages, used: None };
+            let pages = (bytes.min(u64::from(SEGMENT_BYTES_MAX)) / PAGE_BYTES as u64) as u32;
+            let mut segment = Segment { number, pages, used: None, lap: 0 };
             match self.scan(io, &segment) {
                 Scan::Empty => {}
                 Scan::Remake { unknown: lost } => {
@@ -78,16 +78,22 @@ impl Lane {
         }
         scanned.sort_by_key(|(_, header, _)| header.lap);
         self.lap = scanned.last().map_or(0, |(_, header, _)| header.lap);
+        self.may_shed = true;
+        self.last_taken = scanned.last().map_or(0, |(index, ..)| *index);
         let mut origins: Vec<u64> = Vec::new();
         for (_, header, _) in &scanned {
             origins.retain(|origin| *origin != header.origin);
             origins.push(header.origin);
         }
-        // Oldest log first: in the order of their newest segments.
-        for (index, origin) in origins.iter().enumerate() {
-            let own: Vec<_> = scanned.iter().filter(|(_, header, _)| header.origin == *origin).cloned().collect();
+        // Oldest log first: in the order of their newest segments. The newest one says which others are done with.
+        for (index, origin) in origins.iter().enumerate().rev() {
+            let own: Vec<_> = scanned.iter().filter(|(_, header, _)| header.origin == *origin).collect();
             let newest = index + 1 == origins.len();
-            let mut own_repairs = self.recover_log(io, &own, if newest { unknown } else { 0 }, notes);
+            if own.last().is_some_and(|(_, header, _)| header.lap < self.durable_alive) {
+                own.iter().for_each(|(index, header, _)| self.segments[*index].lap = header.lap);
+                continue;
+            }
+            let mut own_repairs = self.recover_log(io, &own, newest, if newest { unknown } else { 0 }, notes);
             if newest {
                 repairs.doubt = own_repairs.doubt;
                 repairs.leftovers = own_repairs.leftovers;
@@ -113,11 +119,9 @@ impl Lane {
             remake.append(&mut suspects);
         }
         self.remake(io, &remake, notes);
-        if self.logs.is_empty()
-            && let Err(error) = self.begin(io)
-        {
-            self.degraded = true;
-            notes.push(format!("lane {}: {error}", self.name));
+        if self.logs.is_empty() && self.begin(io).is_err() {
+            self.go_on_in_ram(io);
+            notes.push(format!("lane {}: nothing can be written: {}", self.name, io.last_error));
         }
         // Where a new lap may have begun, it goes on behind the damage; what it was stays to be seen until then.
         let taken = suspects.first().and_then(|number| self.segments.iter().position(|s| s.number == *number));
@@ -212,11 +216,12 @@ impl Lane {
     fn recover_log<D: Disk>(
         &mut self,
         io: &mut Io<D>,
-        own: &[(usize, Header, bool)],
+        own: &[&(usize, Header, bool)],
+        newest_log: bool,
         unknown: u64,
         notes: &mut Vec<String>,
     ) -> Repairs {
-        let Some((newest, first, _)) = own.last() else { return Repairs::default() };
+        let Some(&(newest, first, _)) = own.last() else { return Repairs::default() };
         let segment = self.segments[*newest].clone();
         // After SIGKILL the page cache may hold what flash does not.
         if let Err(error) = io.sync(&segment_name(&self.name, segment.number)) {
@@ -230,12 +235,13 @@ impl Lane {
         let acked = highest(|header| header.acked);
         let floor = top.floor.max(acked);
         let last = highest(|header| header.next() - 1).max(floor);
-        let mut log = Log::new(top.origin, top.epoch);
+        let mut log = Log::new(top.origin, top.epoch, if newest_log { self.leave() } else { Leave::Durable });
         log.base = top.base.min(acked);
         log.acked = acked;
         log.floor = floor;
         log.next = last + 1;
         log.durable = last;
+        log.written = last;
         log.durable_acked = acked;
         log.durable_floor = floor;
         log.covered_before = walk.headers.iter().rev().nth(1).map_or(0, |before| before.acked.max(before.floor));
@@ -272,15 +278,22 @@ impl Lane {
             ));
             log.skip_to(next, why);
         }
+        if log.leave == Leave::Reserved && !top.eager {
+            // Two headers have to say so before a record leaves that is not on flash.
+            log.reserved = [log.durable.min(log.reserved[0]); 2];
+        }
         log.sent_max = log.next - 1;
         log.check_invariants();
-        self.logs.push(log);
+        if newest_log {
+            self.durable_alive = top.alive;
+        }
+        self.logs.insert(0, log);
         Repairs { doubt, suspects, leftovers: walk.leftovers, ..Repairs::default() }
     }
 
     /// Says of each segment what lies in it. Returns the numbers of those whose first page is damaged and whose
     /// other pages are covered: a new lap may have begun there.
-    fn place(&mut self, own: &[(usize, Header, bool)], walk: &Walk, log: &Log) -> Vec<u32> {
+    fn place(&mut self, own: &[&(usize, Header, bool)], walk: &Walk, log: &Log) -> Vec<u32> {
         let mut suspects = Vec::new();
         for (rank, (index, first, first_page_bad)) in own.iter().enumerate() {
             let newest = rank + 1 == own.len();
@@ -296,6 +309,7 @@ impl Lane {
             let (page, records) = if newest { (walk.page, walk.records) } else { (self.segments[*index].pages, 0) };
             let batches = if newest { walk.headers.len() as u32 } else { 0 };
             let used = Use { origin: first.origin, lap: first.lap, first: first.first, end, records, batches, page };
+            self.segments[*index].lap = first.lap;
             self.segments[*index].used = Some(used);
         }
         suspects

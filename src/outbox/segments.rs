@@ -1,6 +1,5 @@
 //! Where a batch may go: a lane's segments on flash, which of them may be written again, and how many there may be.
 
-use std::collections::BTreeSet;
 use std::io;
 
 use super::PushError;
@@ -20,6 +19,9 @@ pub struct Segment {
     pub pages: u32,
     /// What lies in it; `None`: may be written.
     pub used: Option<Use>,
+    /// The newest lap on flash in it: what is left of a log that is done with goes in this order, its newest header last. Else a
+    /// start would find an older one and take it for the newest.
+    pub lap: u32,
 }
 
 /// What lies in a segment.
@@ -72,6 +74,11 @@ pub const fn batch_bytes_max(segment_bytes: u32) -> usize {
 impl Lane {
     /// The segment that a log writes to.
     pub(super) fn current(&self, origin: u64) -> Option<usize> {
+        // Nearly always the one that was taken last: a lane may have thousands, and every commit asks.
+        let last = self.segments.get(self.last_taken).and_then(|segment| segment.used);
+        if last.is_some_and(|used| used.lap == self.lap && used.origin == origin) {
+            return Some(self.last_taken);
+        }
         let newest = |index: &usize| self.segments[*index].used.map_or(0, |used| used.lap);
         (0..self.segments.len())
             .filter(|&index| self.segments[index].used.is_some_and(|used| used.origin == origin))
@@ -88,9 +95,23 @@ impl Lane {
             .map(|(_, index)| index)
     }
 
+    /// The oldest segment turn that any log still needs.
+    pub(super) fn alive(&self) -> u32 {
+        self.segments.iter().filter_map(|segment| segment.used).map(|used| used.lap).min().unwrap_or(self.lap)
+    }
+
+    /// Holds what is left of a log that is done with, and no header says so yet.
+    fn is_undead(&self, segment: &Segment) -> bool {
+        segment.used.is_none() && segment.lap > 0 && segment.lap >= self.durable_alive && self.log().is_named()
+    }
+
     /// A segment that may be written: never used, or covered whole by a header that is on flash.
     pub(super) fn free(&self) -> Option<usize> {
-        let unused = self.segments.iter().position(|segment| segment.used.is_none() && !self.is_small(segment));
+        let may_be_written = |index: &usize| {
+            let segment = &self.segments[*index];
+            segment.used.is_none() && !self.is_small(segment) && !self.is_undead(segment)
+        };
+        let unused = (0..self.segments.len()).filter(may_be_written).min_by_key(|index| self.segments[*index].lap);
         let oldest = || self.oldest().filter(|&index| !self.is_small(&self.segments[index]));
         unused.or_else(|| oldest().filter(|&index| self.is_covered(index, Log::covered_durably)))
     }
@@ -105,9 +126,8 @@ impl Lane {
         self.logs.iter().find(|log| log.origin == used.origin).is_none_or(|log| used.end <= by(log) + 1)
     }
 
-    /// Whether a batch of so many pages has a place without giving anything up.
-    pub(super) fn has_room<D: Disk>(&self, io: &mut Io<D>, pages: u32) -> bool {
-        let records = self.pending().0 + 1;
+    /// Whether a batch of so many pages and records has a place without giving anything up.
+    pub(super) fn has_room<D: Disk>(&self, io: &mut Io<D>, pages: u32, records: u32) -> bool {
         let current = self.current(self.log().origin);
         if current.is_some_and(|current| self.segments[current].fits(pages, records)) || self.free().is_some() {
             return true;
@@ -137,8 +157,12 @@ impl Lane {
     /// Removes free segments that are no use: made under another configuration, they are too small, or more than the
     /// lane may have by now. Two headers stay that say so, so that one damaged page brings nothing back.
     pub(super) fn shed<D: Disk>(&mut self, io: &mut Io<D>) {
+        if !self.may_shed {
+            return;
+        }
         let mut bytes: u64 = self.segments.iter().map(Segment::bytes).sum();
         if bytes <= self.bytes_max() && !self.segments.iter().any(|segment| self.is_small(segment)) {
+            self.may_shed = false;
             return;
         }
         let current: Vec<_> = self.logs.iter().map(|log| self.current(log.origin)).collect();
@@ -146,29 +170,56 @@ impl Lane {
         if newest.is_none_or(|used| used.batches < 2) {
             return;
         }
-        for index in (0..self.segments.len()).rev() {
-            let free = !current.contains(&Some(index)) && self.is_covered(index, Log::covered_twice);
-            if free && (self.is_small(&self.segments[index]) || bytes > self.bytes_max()) {
-                let segment = self.segments.remove(index);
+        let free = |index: &usize| {
+            let covered = self.is_covered(*index, Log::covered_twice) && !self.is_undead(&self.segments[*index]);
+            covered && !current.contains(&Some(*index))
+        };
+        let mut free: Vec<usize> = (0..self.segments.len()).filter(free).collect();
+        free.sort_by_key(|index| self.segments[*index].lap);
+        let mut gone = Vec::new();
+        for index in free {
+            let segment = &self.segments[index];
+            if self.is_small(segment) || bytes > self.bytes_max() {
                 bytes -= segment.bytes();
-                let _ = io.disk.remove(&segment_name(&self.name, segment.number));
-                self.cursor.forget();
+                gone.push(segment.number);
+            } else if segment.used.is_none() && segment.lap > 0 {
+                break;
+            }
+        }
+        for number in gone {
+            if !self.remove(io, number) {
+                break;
             }
         }
     }
 
+    /// Removes a segment for good. Segments go in an order, and no power cut may bring an older one back alone; false:
+    /// it might.
+    pub(super) fn remove<D: Disk>(&mut self, io: &mut Io<D>, number: u32) -> bool {
+        if io.disk.remove(&segment_name(&self.name, number)).is_err() {
+            return false;
+        }
+        self.segments.retain(|segment| segment.number != number);
+        self.cursor.forget();
+        io.sync_dir().is_ok()
+    }
+
     /// Finds the segment for a batch of the newest log, in this order: the one in use; one that flash says is free;
     /// one that is free once a header says so; a new one; the oldest, given up.
-    pub(super) fn make_room<D: Disk>(&mut self, io: &mut Io<D>, pages: u32) -> Result<usize, PushError> {
+    pub(super) fn make_room<D: Disk>(&mut self, io: &mut Io<D>, pages: u32, records: u32) -> Result<usize, PushError> {
         let index = self.logs.len() - 1;
         let origin = self.logs[index].origin;
-        let count = self.pending().0;
-        loop {
-            if let Some(current) = self.current(origin).filter(|&current| self.segments[current].fits(pages, count)) {
+        // Each turn covers, takes or makes one.
+        for _ in 0..2 * self.segments.len() + 4 {
+            if let Some(current) = self.current(origin).filter(|&current| self.segments[current].fits(pages, records)) {
                 return Ok(current);
             }
             if let Some(free) = self.free() {
                 self.take(free, index);
+                continue;
+            }
+            if self.segments.iter().any(|segment| self.is_undead(segment)) {
+                self.cover(io, index)?;
                 continue;
             }
             let oldest = self.oldest();
@@ -187,6 +238,7 @@ impl Lane {
                 config::Overflow::DropOldest => self.drop_segment(io, oldest)?,
             }
         }
+        Err(PushError::Degraded)
     }
 
     fn owner(&self, index: usize) -> Option<usize> {
@@ -204,17 +256,14 @@ impl Lane {
     fn cover<D: Disk>(&mut self, io: &mut Io<D>, owner: usize) -> Result<(), PushError> {
         match self.write_header(io, owner, Purpose::Acks, Reach::Again) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(PushError::Degraded),
-            Err(error) => {
-                log::warn!(target: "outbox", "write failed lane={} error={error}", self.name);
-                Err(PushError::Degraded)
-            }
+            Ok(false) | Err(_) => Err(PushError::Degraded),
         }
     }
 
     /// Takes a free segment for a log.
     pub(super) fn take(&mut self, segment: usize, log: usize) {
         self.lap += 1;
+        self.last_taken = segment;
         let log = &self.logs[log];
         self.segments[segment].used = Some(Use {
             origin: log.origin,
@@ -228,22 +277,33 @@ impl Lane {
         self.cursor.forget();
     }
 
+    /// The lowest number that no segment has.
+    fn unused_number(&self) -> u32 {
+        let mut taken = vec![false; self.segments.len() + 1];
+        for segment in &self.segments {
+            if let Some(taken) = taken.get_mut(segment.number as usize) {
+                *taken = true;
+            }
+        }
+        taken.iter().position(|taken| !taken).expect("one more than there are segments") as u32
+    }
+
     /// Makes one more segment, if it may: zeros, synced, and known to the folder, so that later writes are in place.
     pub(super) fn grow<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
         let held: Vec<usize> = (0..self.segments.len()).collect();
         if !self.may_grow(&held) || !self.has_headroom(io) {
             return false;
         }
-        let taken: BTreeSet<u32> = self.segments.iter().map(|segment| segment.number).collect();
-        let number = (0..).find(|number| !taken.contains(number)).expect("endless");
+        let number = self.unused_number();
         let name = segment_name(&self.name, number);
         if let Err(error) = make_segment(io, &name, self.segment_bytes) {
-            log::warn!(target: "outbox", "no new segment lane={} error={error}", self.name);
+            self.warn(io, &error);
             // What there is of it would only take space.
             let _ = io.disk.remove(&name);
             return false;
         }
-        self.segments.push(Segment { number, pages: self.segment_bytes / PAGE_BYTES as u32, used: None });
+        self.segments.push(Segment { number, pages: self.segment_bytes / PAGE_BYTES as u32, used: None, lap: 0 });
+        self.may_shed = true;
         true
     }
 }
@@ -272,6 +332,5 @@ pub fn make_segment<D: Disk>(io: &mut Io<D>, name: &str, bytes: u32) -> io::Resu
     }
     io.purposes.segments += u64::from(bytes);
     io.sync(name)?;
-    io.syncs += 1;
-    io.disk.sync_dir()
+    io.sync_dir()
 }

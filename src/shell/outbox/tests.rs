@@ -66,6 +66,7 @@ impl Bench {
             local: Arc::clone(&self.local),
             board: Arc::clone(&self.board),
             sync_times: disk.sync_times(),
+            event: Arc::new(|_, _| ()),
         };
         let (outbox, _) = Outbox::open(disk, &self.config, 7);
         self.thread = Some(std::thread::spawn(move || run(outbox, setup)));
