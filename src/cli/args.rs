@@ -24,6 +24,8 @@ pub enum Command {
     Send(SendArgs),
     /// `status`
     Status(StatusArgs),
+    /// `outbox`
+    Outbox(OutboxArgs),
 }
 
 /// `backhaul run`
@@ -108,6 +110,68 @@ pub struct StatusArgs {
     pub view: View,
 }
 
+/// `backhaul outbox`
+#[derive(Debug, PartialEq)]
+pub struct OutboxArgs {
+    /// The folder.
+    pub dir: PathBuf,
+    /// What to do with it.
+    pub action: OutboxAction,
+}
+
+/// What `outbox` does.
+#[derive(Debug, PartialEq)]
+pub enum OutboxAction {
+    /// `list`
+    List {
+        /// For programs.
+        json: bool,
+    },
+    /// `verify`
+    Verify {
+        /// For programs.
+        json: bool,
+    },
+    /// `export`
+    Export {
+        /// This lane alone.
+        lane: Option<String>,
+    },
+    /// `wipe`
+    Wipe {
+        /// Nobody is asked.
+        yes: bool,
+    },
+    /// `prove`
+    Prove(ProveArgs),
+}
+
+/// `backhaul outbox prove`
+#[derive(Debug, PartialEq)]
+pub struct ProveArgs {
+    /// The run ends by itself after this time.
+    pub duration: Option<Duration>,
+    /// The run ends by itself when it has written so many bytes.
+    pub bytes_max: u64,
+    /// The last number that was seen before the power went.
+    pub seen: Option<u64>,
+    /// Where each number goes beside standard output: HOST:PORT or a file.
+    pub witness: Option<String>,
+    /// Says what the last cut left, and begins no new run.
+    pub judge: bool,
+    /// Kills so many children instead of asking for a power cut.
+    pub sigkill: Option<u64>,
+    /// This is such a child.
+    pub child: bool,
+}
+
+impl ProveArgs {
+    /// What a run writes unless `--bytes` says otherwise.
+    pub const BYTES_DEFAULT: u64 = 64 << 20;
+    /// Kills unless `--kills` says otherwise.
+    pub const KILLS_DEFAULT: u64 = 100;
+}
+
 /// One line on what is wrong with the command line.
 #[derive(Debug, PartialEq)]
 pub struct UsageError(pub String);
@@ -118,7 +182,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageE
     let command = match typed.command.take() {
         _ if typed.version => return Ok(Command::Print(help::VERSION)),
         None if typed.help => return Ok(Command::Print(help::ALL)),
-        None => return Err(UsageError("what to do? one of run, check, send, status (see --help)".into())),
+        None => return Err(UsageError("what to do? one of run, check, send, status, outbox (see --help)".into())),
         Some(command) => command,
     };
     match command.as_str() {
@@ -126,7 +190,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageE
         "check" => typed.check(),
         "send" => typed.send(),
         "status" => typed.status(),
-        other => Err(UsageError(format!("unknown command '{other}': one of run, check, send, status"))),
+        "outbox" => typed.outbox(),
+        other => Err(UsageError(format!("unknown command '{other}': one of run, check, send, status, outbox"))),
     }
 }
 
@@ -165,11 +230,14 @@ impl Typed {
             match name.as_str() {
                 "help" => typed.help = true,
                 "version" => typed.version = true,
-                "config" | "socket" | "lane" | "topic" | "wait" | "timeout" => {
+                "config" | "socket" | "lane" | "topic" | "wait" | "timeout" | "seconds" | "bytes" | "seen"
+                | "witness" | "kills" => {
                     let value = parser.value().map_err(usage)?;
                     typed.options.push((name, Some(value)));
                 }
-                "strict" | "whole" | "json" | "check" => typed.options.push((name, None)),
+                "strict" | "whole" | "json" | "check" | "yes" | "judge" | "sigkill" | "child" => {
+                    typed.options.push((name, None));
+                }
                 other => return Err(UsageError(format!("unknown option '--{other}' (see --help)"))),
             }
         }
@@ -229,6 +297,61 @@ impl Typed {
         };
         self.finish("status")?;
         Ok(Command::Status(StatusArgs { agent, view }))
+    }
+
+    fn outbox(mut self) -> Result<Command, UsageError> {
+        const ONE_OF: &str = "one of list, verify, export, wipe, prove";
+        let word = self.operand().map(|word| word.to_string_lossy().into_owned());
+        let Some(word) = word else {
+            let help = self.help.then_some(Command::Print(help::OUTBOX));
+            return help.ok_or_else(|| UsageError(format!("outbox does what? {ONE_OF} (see outbox --help)")));
+        };
+        let text = match word.as_str() {
+            "list" => help::OUTBOX_LIST,
+            "verify" => help::OUTBOX_VERIFY,
+            "export" => help::OUTBOX_EXPORT,
+            "wipe" => help::OUTBOX_WIPE,
+            "prove" => help::OUTBOX_PROVE,
+            other => return Err(UsageError(format!("outbox does not know '{other}': {ONE_OF}"))),
+        };
+        if self.help {
+            return Ok(Command::Print(text));
+        }
+        let action = match word.as_str() {
+            "list" => OutboxAction::List { json: self.flag("json") },
+            "verify" => OutboxAction::Verify { json: self.flag("json") },
+            "export" => OutboxAction::Export { lane: self.text("lane")? },
+            "wipe" => OutboxAction::Wipe { yes: self.flag("yes") },
+            _ => OutboxAction::Prove(self.prove()?),
+        };
+        let Some(dir) = self.operand() else {
+            return Err(UsageError(format!("outbox {word} of which folder? (see outbox {word} --help)")));
+        };
+        self.finish(&format!("outbox {word}"))?;
+        Ok(Command::Outbox(OutboxArgs { dir: dir.into(), action }))
+    }
+
+    fn prove(&mut self) -> Result<ProveArgs, UsageError> {
+        let sigkill = self.flag("sigkill");
+        let kills = self.count("kills")?;
+        if kills.is_some() && !sigkill {
+            return Err(UsageError("--kills goes with --sigkill".into()));
+        }
+        Ok(ProveArgs {
+            duration: self.count("seconds")?.map(Duration::from_secs),
+            bytes_max: self.count("bytes")?.unwrap_or(ProveArgs::BYTES_DEFAULT),
+            seen: self.count("seen")?,
+            witness: self.text("witness")?,
+            judge: self.flag("judge"),
+            sigkill: sigkill.then_some(kills.unwrap_or(ProveArgs::KILLS_DEFAULT)),
+            child: self.flag("child"),
+        })
+    }
+
+    /// A whole number.
+    fn count(&mut self, name: &str) -> Result<Option<u64>, UsageError> {
+        let parse = |word: String| word.parse().map_err(|_| UsageError(format!("--{name} {word}: a whole number")));
+        self.text(name)?.map(parse).transpose()
     }
 
     fn config(&mut self) -> Result<PathBuf, UsageError> {
@@ -340,6 +463,23 @@ mod tests {
             parsed("status --json --config /c"),
             Ok(Command::Status(StatusArgs { agent: Agent::Config("/c".into()), view: View::Json }))
         );
+        let prove = |line: &str| match parsed(line) {
+            Ok(Command::Outbox(OutboxArgs { action: OutboxAction::Prove(args), .. })) => args,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(prove("outbox prove /d --seconds 9").duration, Some(Duration::from_secs(9)));
+        assert_eq!(prove("outbox prove /d --sigkill").sigkill, Some(100));
+        assert_eq!(prove("outbox prove /d --sigkill --kills 3").sigkill, Some(3));
+        assert_eq!(prove("outbox prove /d --seen 17 --judge").seen, Some(17));
+        assert_eq!(
+            parsed("outbox export -l alarm /d"),
+            Ok(Command::Outbox(OutboxArgs {
+                dir: "/d".into(),
+                action: OutboxAction::Export { lane: Some("alarm".into()) }
+            }))
+        );
+        assert_eq!(parsed("outbox wipe --help"), Ok(Command::Print(help::OUTBOX_WIPE)));
+        assert_eq!(parsed("outbox --help"), Ok(Command::Print(help::OUTBOX)));
         assert_eq!(parsed("--version"), Ok(Command::Print(help::VERSION)));
         assert_eq!(parsed("send --help"), Ok(Command::Print(help::SEND)));
         assert_eq!(parsed("--help"), Ok(Command::Print(help::ALL)));
@@ -364,6 +504,13 @@ mod tests {
             ("send --timeout nan", "--timeout nan: seconds"),
             ("send --timeout 1e9", "--timeout 1e9: seconds"),
             ("send --socket a --config b", "--socket or --config, not both"),
+            ("outbox", "outbox does what? one of list"),
+            ("outbox lst /d", "outbox does not know 'lst'"),
+            ("outbox list", "outbox list of which folder?"),
+            ("outbox list /d /e", "unexpected argument '/e'"),
+            ("outbox list --yes /d", "outbox list has no option '--yes'"),
+            ("outbox prove --bytes 1k /d", "--bytes 1k: a whole number"),
+            ("outbox prove --kills 3 /d", "--kills goes with --sigkill"),
             ("status --json --check", "--json or --check, not both"),
         ] {
             let message = parsed(line).unwrap_err();

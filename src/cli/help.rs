@@ -14,6 +14,7 @@ usage: backhaul COMMAND [OPTION...]
   check    validate the configuration; print what is effective and its bounds
   send     hand records to the agent, a line each
   status   what the agent is doing and why
+  outbox   look into an outbox without an agent; prove what a storage keeps
 
   -h, --help       this text; with a command, what that command takes
   -V, --version    the version
@@ -81,13 +82,135 @@ What the agent is doing and why.
   --socket PATH   the agent's socket
 ";
 
+/// `outbox --help`
+pub const OUTBOX: &str = "\
+usage: backhaul outbox list|verify|export|wipe|prove DIR [OPTION...]
+
+What lies on flash, without an agent and without a server. DIR is the folder of
+`[outbox] dir`, or a copy of it, damaged or not. All but wipe and prove change
+nothing in it and need no permission to write.
+
+  list     lanes, epochs, what waits and what is known to be lost; at once
+  verify   reads everything, checks every checksum, says what is lost
+  export   the records as NDJSON, for a site that never comes online
+  wipe     removes the records; each lane begins a new epoch
+  prove    does this storage keep what it said it wrote? (asks for a power cut)
+
+`backhaul outbox COMMAND --help` says more.
+";
+
+/// `outbox list --help`
+pub const OUTBOX_LIST: &str = "\
+usage: backhaul outbox list DIR [--json]
+
+Lanes, segments, what waits for the upstream, its oldest and newest, and what is
+known to be lost. Reads a page of each segment and the newest one, as a start of
+the agent does: damage in the backlog is for `verify` to find.
+
+  --json   for programs
+
+exit codes: 0 done, 66 no such folder, 77 permission
+";
+
+/// `outbox verify --help`
+pub const OUTBOX_VERIFY: &str = "\
+usage: backhaul outbox verify DIR [--json]
+
+Reads all that is there, checks every checksum and says what waits, what is
+damaged and what of the promised records is lost. Writes nothing.
+
+  --json   for programs: records, acked, lost_promised, lost_torn, segments
+           and more; a number each, over all lanes
+
+  records        intact and waiting for the upstream
+  lost_promised  damaged beyond reading: each was promised
+  lost_unknown   numbers skipped behind damage: some may have been promised
+  lost_torn      numbers skipped where a write was cut: nothing was promised
+
+exit codes: 0 intact, 65 promised records are lost, or may be, 66 no such
+            folder, 75 an agent writes here and what was read looks damaged,
+            77 permission
+";
+
+/// `outbox export --help`
+pub const OUTBOX_EXPORT: &str = "\
+usage: backhaul outbox export DIR [-l LANE]
+
+Writes what waits for the upstream to standard output, a JSON object a line, the
+oldest first in each lane and epoch:
+
+  {\"lane\":\"temp\",\"epoch\":300,\"seq\":17,\"at\":1767225600000,
+   \"topic\":\"boiler\",\"text\":\"21.5\"}
+  {\"lane\":\"temp\",\"epoch\":300,
+   \"gap\":{\"from\":18,\"to\":19,\"why\":\"corrupt\",\"count\":2}}
+
+Bytes that are no text are \"base64\"; `key` and `ttl_s` where there are any;
+`boot` and `boot_ms` where no clock was known. Nothing is removed: who imports
+keeps (lane, epoch, seq) and drops what comes twice.
+
+  -l, --lane LANE   this lane alone
+
+exit codes: 0 done, 65 done, promised records are lost, or may be, 66 no such
+            folder or lane, 74 output, 75 damage while an agent writes here
+";
+
+/// `outbox wipe --help`
+pub const OUTBOX_WIPE: &str = "\
+usage: backhaul outbox wipe DIR [--yes]
+
+Removes every record and every lane's numbering, durably. At the next start of
+the agent each lane begins a new epoch: no number is used again, and the server
+sees a new beginning rather than a gap. Refused while an agent runs.
+
+  --yes   do not ask
+
+exit codes: 0 done, 1 the answer was no, 66 no such folder, 74 the storage
+            failed, 75 an agent runs here, 77 permission
+";
+
+/// `outbox prove --help`
+pub const OUTBOX_PROVE: &str = "\
+usage: backhaul outbox prove DIR [OPTION...]
+
+Finds out whether the storage under DIR keeps what it said it wrote. Writes and
+flushes numbered patterns and prints each number once it is flushed. Cut the
+power while it counts, start again, run it again: it says what is missing, says
+if the storage lies, and begins the next run. DIR: a folder of its own on that
+storage; best watched over ssh or a serial line, so that the last number stays.
+
+  --seconds S   the run ends by itself after S seconds
+  --bytes N     or after N bytes written to DIR; 67108864 unless said
+  --seen N      the last number seen before the cut (asked for on a terminal):
+                without it only the order of what was flushed can be judged
+  --witness W   each number also goes to HOST:PORT (TCP, a line each) or a file
+  --judge       only say what the last cut left
+  --sigkill     no power cut: kills itself (--kills N, 100 unless said), which
+                tries the recovery and not the storage
+
+exit codes: 0 nothing is missing, 65 flushed data is missing, 66 no such folder,
+            74 an error of the storage, 75 another one runs here
+";
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_text_fits_a_screen() {
-        for text in [VERSION, ALL, RUN, CHECK, SEND, STATUS] {
+        for text in [
+            VERSION,
+            ALL,
+            RUN,
+            CHECK,
+            SEND,
+            STATUS,
+            OUTBOX,
+            OUTBOX_LIST,
+            OUTBOX_VERIFY,
+            OUTBOX_EXPORT,
+            OUTBOX_WIPE,
+            OUTBOX_PROVE,
+        ] {
             assert!(text.lines().count() <= 24, "{text}");
             assert_eq!(text.lines().find(|line| line.len() > 80), None);
             assert!(text.ends_with('\n'));

@@ -6,6 +6,7 @@ pub mod check;
 pub mod client;
 mod help;
 mod logger;
+pub mod outbox;
 pub mod run;
 pub mod send;
 pub mod status;
@@ -26,6 +27,7 @@ pub fn main() -> ExitCode {
         Ok(Command::Check(args)) => check::run(&args),
         Ok(Command::Send(args)) => send::run(&args),
         Ok(Command::Status(args)) => status::run(&args),
+        Ok(Command::Outbox(args)) => outbox::run(&args),
         Err(UsageError(message)) => {
             eprintln!("backhaul: {message}");
             ExitCode::from(exit::USAGE)

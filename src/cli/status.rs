@@ -215,7 +215,7 @@ impl fmt::Display for Ago {
 }
 
 /// Bytes for people.
-struct Size(u64);
+pub(super) struct Size(pub u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,6 +7,7 @@ pub mod disk;
 pub mod expiry;
 mod failing;
 pub mod format;
+pub mod inspect;
 pub mod keys;
 mod lane;
 mod log;
@@ -14,6 +15,7 @@ mod log;
 pub mod mutants;
 #[cfg(not(feature = "mutants"))]
 mod mutants;
+pub mod overlay;
 mod read;
 mod recent;
 mod recover;

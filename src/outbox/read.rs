@@ -102,7 +102,7 @@ impl Lane {
     }
 
     /// The record at a position that no run covers, if it can be read; else a run covers it now.
-    fn record_at<D: Disk>(&mut self, io: &mut Io<D>, log: usize, position: u64) -> Option<Draft> {
+    pub(super) fn record_at<D: Disk>(&mut self, io: &mut Io<D>, log: usize, position: u64) -> Option<Draft> {
         if let Some(draft) = self.logs[log].recent.get(position) {
             return Some(draft.clone());
         }

@@ -29,6 +29,7 @@ pub struct RealDisk {
     /// Least recently used first.
     handles: Vec<(String, File)>,
     times: Arc<SyncTimes>,
+    read_only: bool,
 }
 
 /// How long syncs took, shared between the outbox thread and the status.
@@ -50,7 +51,12 @@ impl SyncTimes {
 impl RealDisk {
     /// The folder `dir`, made when missing. Where that fails every call fails, and the outbox lives in RAM.
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), handles: Vec::with_capacity(HANDLES_MAX), times: Arc::default() }
+        Self { dir: dir.to_owned(), handles: Vec::with_capacity(HANDLES_MAX), times: Arc::default(), read_only: false }
+    }
+
+    /// The folder as it is: no file is opened for writing.
+    pub fn read_only(dir: &Path) -> Self {
+        Self { read_only: true, ..Self::new(dir) }
     }
 
     /// How long syncs take.
@@ -74,6 +80,9 @@ impl RealDisk {
 
     fn open(&self, name: &str, create: bool) -> io::Result<File> {
         let path = self.dir.join(name);
+        if self.read_only {
+            return File::open(&path);
+        }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(create).truncate(false).mode(FILE_MODE);
         match options.open(&path) {
@@ -159,6 +168,13 @@ pub struct Lock {
     _file: Option<File>,
 }
 
+/// Whether a live agent owns the folder. Changes nothing in it; an agent that starts in this very instant would be
+/// refused, and started again by its service manager.
+pub fn is_owned(dir: &Path) -> bool {
+    let Ok(file) = File::open(dir.join(LOCK_NAME)) else { return false };
+    matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
+}
+
 /// Another live agent owns the folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Locked;
@@ -240,7 +256,9 @@ mod tests {
         let folder = TempDir::new("disk-lock");
         let first = Lock::try_new(&folder).unwrap();
         assert_eq!(Lock::try_new(&folder).unwrap_err(), Locked);
+        assert!(is_owned(&folder));
         drop(first);
+        assert!(!is_owned(&folder));
         Lock::try_new(&folder).unwrap();
     }
 

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod fault_server;
 pub mod producer;
 pub mod proxy;
+#[cfg(feature = "receiver")]
 pub mod receiver;
 mod temp_dir;
 
