@@ -7,7 +7,7 @@ DESTDIR ?=
 AGENT = target/release/backhaul
 NEED = sh deploy/need
 
-.PHONY: all build demo test lint install clean FORCE
+.PHONY: all build demo test bench-outbox lint install clean FORCE
 
 all: build
 
@@ -27,9 +27,17 @@ test:
 	@$(NEED) pkg-config libssl-dev openssl python3
 	@CARGO="$(CARGO)" sh tests/parts
 
+# The outbox beside a raw file, SQLite, redb and queue-file on ext4: bytes, flushes, speed. As root, with loop devices.
+bench-outbox:
+	@$(NEED) pkg-config libssl-dev e2fsprogs util-linux
+	$(CARGO) build --release --manifest-path bench/Cargo.toml --target-dir target/bench
+	mkdir -p target/bench/work
+	target/bench/release/backhaul-bench --work target/bench/work --svg docs/outbox-bench.svg
+
 lint:
 	@$(NEED) pkg-config libssl-dev
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path bench/Cargo.toml
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --all-targets --features receiver -- -D warnings
 

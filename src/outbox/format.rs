@@ -551,7 +551,8 @@ mod tests {
             let body = if bytes % 2 == 0 { Body::Text("x".repeat(bytes)) } else { Body::Bytes(vec![7; bytes]) };
             for key in [None, Some("k".repeat(bytes / 3))] {
                 let (at, boot) = (key.as_ref().map(|_| u64::MAX >> (bytes % 60)), u32::MAX >> (bytes % 31));
-                let draft = Draft { at, boot, boot_ms: 1 << (bytes % 50), ttl_s: boot, key, body: body.clone(), ..draft("") };
+                let draft =
+                    Draft { at, boot, boot_ms: 1 << (bytes % 50), ttl_s: boot, key, body: body.clone(), ..draft("") };
                 let mut area = RecordArea::default();
                 area.push(&draft);
                 assert_eq!(record_bytes(&draft), area.bytes(), "{draft:?}");

@@ -270,9 +270,7 @@ impl<D: Disk> Outbox<D> {
     /// Whether this record reached flash: what was pushed before a commit that failed may have, or may not.
     pub fn is_committed(&self, lane: LaneId, epoch: Epoch, seq: Seq) -> bool {
         let logs = &self.lanes[usize::from(lane.0)].logs;
-        logs.iter().any(|log| {
-            log.epoch == epoch && log.leave != Leave::AtOnce && log.reached_flash(seq + log.base)
-        })
+        logs.iter().any(|log| log.epoch == epoch && log.leave != Leave::AtOnce && log.reached_flash(seq + log.base))
     }
 
     /// What a `hello` says, and what a session may fetch: changes after commits, acks and drops.

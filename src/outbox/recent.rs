@@ -25,6 +25,8 @@ pub struct Recent {
 struct Held {
     draft: Draft,
     since: Instant,
+    /// What it takes on flash: asked for often, worked out once.
+    flash_bytes: u32,
 }
 
 impl Held {
@@ -43,8 +45,9 @@ impl Recent {
             self.first = position;
         }
         self.waiting += 1;
-        self.waiting_bytes += record_bytes(&draft);
-        let held = Held { draft, since };
+        let flash_bytes = record_bytes(&draft);
+        self.waiting_bytes += flash_bytes;
+        let held = Held { draft, since, flash_bytes: flash_bytes as u32 };
         self.bytes += held.bytes();
         self.records.push_back(held);
     }
@@ -75,9 +78,10 @@ impl Recent {
         (self.waiting, self.waiting_bytes)
     }
 
-    /// Those that wait, oldest first.
-    pub fn waiting_records(&self) -> impl Iterator<Item = &Draft> {
-        self.records.range(self.records.len() - self.waiting..).map(|held| &held.draft)
+    /// Those that wait, oldest first, and what each takes on flash.
+    pub fn waiting_records(&self) -> impl Iterator<Item = (&Draft, usize)> {
+        let waiting = self.records.range(self.records.len() - self.waiting..);
+        waiting.map(|held| (&held.draft, held.flash_bytes as usize))
     }
 
     /// Since when the oldest of them waits.
@@ -88,7 +92,8 @@ impl Recent {
     /// The oldest `count` of those that wait are on flash.
     pub fn on_written(&mut self, count: usize) {
         let first = self.records.len() - self.waiting;
-        self.waiting_bytes -= self.records.range(first..first + count).map(|held| record_bytes(&held.draft)).sum::<usize>();
+        let written = self.records.range(first..first + count);
+        self.waiting_bytes -= written.map(|held| held.flash_bytes as usize).sum::<usize>();
         self.waiting -= count;
     }
 
@@ -113,7 +118,7 @@ impl Recent {
         self.bytes -= held.bytes();
         if waits {
             self.waiting -= 1;
-            self.waiting_bytes -= record_bytes(&held.draft);
+            self.waiting_bytes -= held.flash_bytes as usize;
         }
     }
 
@@ -124,7 +129,7 @@ impl Recent {
             let Some(held) = self.records.pop_back() else { break };
             self.bytes -= held.bytes();
             self.waiting -= 1;
-            self.waiting_bytes -= record_bytes(&held.draft);
+            self.waiting_bytes -= held.flash_bytes as usize;
             taken.push((held.draft, held.since));
         }
         taken.reverse();
