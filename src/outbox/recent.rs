@@ -37,6 +37,7 @@ impl Held {
 
 impl Recent {
     /// Takes the record at `position`, which waits for flash from now on.
+    #[inline] // A draft is large: each call that is one copies it.
     pub fn push(&mut self, position: u64, draft: Draft, since: Instant) {
         if self.end() != position {
             // Numbers were skipped: what waits is never behind a hole.
