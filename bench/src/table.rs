@@ -88,7 +88,7 @@ pub fn rows(appended: &[Appended], lives: &[Life], opened: &Opened) -> Vec<Row> 
     let what = "CPU per record, 256 records per commit, against the raw file".into();
     rows.push(row(what, "times", Goal::AtMost(3.1), 2, values));
     let values = of(256).map(|one| one.own_cpu_us_per_record).collect();
-    let what = "CPU per record, 256 records per commit, the kernel's writes and syncs left out".into();
+    let what = "CPU per record, 256 per commit, without the kernel's writes and syncs".into();
     rows.push(row(what, "µs", Goal::AtMost(0.25), 2, values));
     let alone = |value| vec![Some(value)];
     let what = format!("CPU per record, 256 per commit, in a lane of {} segments", opened.segments);
