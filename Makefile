@@ -10,7 +10,7 @@ NEED = sh deploy/need
 # What `make long` runs, in this order; each is a target of its own.
 LONG = powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
 
-.PHONY: all build demo test powercut powercut-long long kill-long lint install clean FORCE
+.PHONY: all build demo test powercut powercut-long long kill-long bench-outbox lint install clean FORCE
 
 all: build
 
@@ -52,9 +52,17 @@ kill-long:
 	@$(NEED) pkg-config libssl-dev
 	KILLS=15001 $(CARGO) test --features receiver --test kill every_ -- --nocapture
 
+# The outbox beside a raw file, SQLite, redb and queue-file on ext4: bytes, flushes, speed. As root, with loop devices.
+bench-outbox:
+	@$(NEED) pkg-config libssl-dev e2fsprogs util-linux
+	$(CARGO) build --release --manifest-path bench/Cargo.toml --target-dir target/bench
+	mkdir -p target/bench/work
+	target/bench/release/backhaul-bench --work target/bench/work --svg docs/outbox-bench.svg
+
 lint:
 	@$(NEED) pkg-config libssl-dev
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path bench/Cargo.toml
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --all-targets --features receiver -- -D warnings
 

@@ -48,7 +48,10 @@ pub fn measure(work: &Path, scale: usize) -> Result<Vec<Appended>> {
     let mut appended = Vec::new();
     for (group, commits, rounds) in STAGES {
         let rounds = rounds / scale;
-        eprintln!("appending in groups of {group}: {rounds} rounds of {commits} commits for each of {}", Kind::ALL.len());
+        eprintln!(
+            "appending in groups of {group}: {rounds} rounds of {commits} commits for each of {}",
+            Kind::ALL.len()
+        );
         let records = (rounds + ROUNDS_WARM) * commits * group;
         let payload = (records * RECORD_BYTES) as u64;
         let mut contenders = Vec::new();

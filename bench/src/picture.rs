@@ -6,8 +6,8 @@ use std::fmt::Write;
 use crate::store::Kind;
 use crate::table::{Goal, Row};
 
-const WIDTH: usize = 920;
-const COLUMN: usize = 450;
+const WIDTH: usize = 1100;
+const COLUMN: usize = 540;
 /// Where bars begin, behind the names, and how long the longest is.
 const BARS_AT: usize = 110;
 const BARS_LENGTH: f64 = 260.0;

@@ -326,8 +326,8 @@ impl Lane {
     /// Encodes the next batch of what waits.
     fn fill_area<D: Disk>(&self, io: &mut Io<D>) {
         let bytes_max = batch_bytes_max(self.segment_bytes);
-        for draft in self.log().recent.waiting_records() {
-            if io.area.bytes() + record_bytes(draft) > bytes_max || io.area.count() >= SEGMENT_RECORDS_MAX {
+        for (draft, bytes) in self.log().recent.waiting_records() {
+            if io.area.bytes() + bytes > bytes_max || io.area.count() >= SEGMENT_RECORDS_MAX {
                 break;
             }
             io.area.push(draft);

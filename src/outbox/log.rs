@@ -245,6 +245,7 @@ impl Log {
     }
 
     /// Numbers a record and keeps it in RAM.
+    #[inline] // A draft is large: each call that is one copies it.
     pub fn push(&mut self, draft: Draft, now: Instant) -> u64 {
         let position = self.next;
         self.recent.push(position, draft, now);

@@ -37,6 +37,8 @@ impl Hash for Recent {
 struct Held {
     draft: Draft,
     since: Instant,
+    /// What it takes on flash: asked for often, worked out once.
+    flash_bytes: u32,
 }
 
 impl Held {
@@ -47,6 +49,7 @@ impl Held {
 
 impl Recent {
     /// Takes the record at `position`, which waits for flash from now on.
+    #[inline] // A draft is large: each call that is one copies it.
     pub fn push(&mut self, position: u64, draft: Draft, since: Instant) {
         if self.end() != position {
             // Numbers were skipped: what waits is never behind a hole.
@@ -55,8 +58,9 @@ impl Recent {
             self.first = position;
         }
         self.waiting += 1;
-        self.waiting_bytes += record_bytes(&draft);
-        let held = Held { draft, since };
+        let flash_bytes = record_bytes(&draft);
+        self.waiting_bytes += flash_bytes;
+        let held = Held { draft, since, flash_bytes: flash_bytes as u32 };
         self.bytes += held.bytes();
         self.records.push_back(held);
     }
@@ -87,9 +91,10 @@ impl Recent {
         (self.waiting, self.waiting_bytes)
     }
 
-    /// Those that wait, oldest first.
-    pub fn waiting_records(&self) -> impl Iterator<Item = &Draft> {
-        self.records.range(self.records.len() - self.waiting..).map(|held| &held.draft)
+    /// Those that wait, oldest first, and what each takes on flash.
+    pub fn waiting_records(&self) -> impl Iterator<Item = (&Draft, usize)> {
+        let waiting = self.records.range(self.records.len() - self.waiting..);
+        waiting.map(|held| (&held.draft, held.flash_bytes as usize))
     }
 
     /// Since when the oldest of them waits.
@@ -100,8 +105,8 @@ impl Recent {
     /// The oldest `count` of those that wait are on flash.
     pub fn on_written(&mut self, count: usize) {
         let first = self.records.len() - self.waiting;
-        self.waiting_bytes -=
-            self.records.range(first..first + count).map(|held| record_bytes(&held.draft)).sum::<usize>();
+        let written = self.records.range(first..first + count);
+        self.waiting_bytes -= written.map(|held| held.flash_bytes as usize).sum::<usize>();
         self.waiting -= count;
     }
 
@@ -126,7 +131,7 @@ impl Recent {
         self.bytes -= held.bytes();
         if waits {
             self.waiting -= 1;
-            self.waiting_bytes -= record_bytes(&held.draft);
+            self.waiting_bytes -= held.flash_bytes as usize;
         }
     }
 
@@ -137,7 +142,7 @@ impl Recent {
             let Some(held) = self.records.pop_back() else { break };
             self.bytes -= held.bytes();
             self.waiting -= 1;
-            self.waiting_bytes -= record_bytes(&held.draft);
+            self.waiting_bytes -= held.flash_bytes as usize;
             taken.push((held.draft, held.since));
         }
         taken.reverse();

@@ -84,7 +84,8 @@ impl Store for Ours {
         let (lane, epoch, from) = (offer.lane, offer.epoch, offer.first);
         let mut seq = offer.next - 1;
         if count < usize::MAX {
-            let fetch = Fetch { session: 1, lane: lane.clone(), epoch, from, records_max: count as u32, bytes_max: 1 << 20 };
+            let fetch =
+                Fetch { session: 1, lane: lane.clone(), epoch, from, records_max: count as u32, bytes_max: 1 << 20 };
             let items = self.outbox.fetch(&fetch);
             if items.len() != count || !items.iter().all(|item| matches!(item, Item::Record(_))) {
                 return Err(format!("fetched {} of {count}", items.len()).into());

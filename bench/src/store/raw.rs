@@ -33,7 +33,17 @@ impl Raw {
         }
         file.sync_all()?;
         let (staged, scratch) = (Vec::new(), Vec::new());
-        Ok(Self { file, bytes, offset: PAGE_BYTES, staged, scratch, next: 0, acked: 0, acked_written: 0, files_cpu_s: 0.0 })
+        Ok(Self {
+            file,
+            bytes,
+            offset: PAGE_BYTES,
+            staged,
+            scratch,
+            next: 0,
+            acked: 0,
+            acked_written: 0,
+            files_cpu_s: 0.0,
+        })
     }
 }
 
