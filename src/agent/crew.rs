@@ -156,12 +156,12 @@ impl Crew {
             local: Arc::clone(&self.local),
             board: Arc::clone(board),
             sync_times: disk.sync_times(),
+            event: setup::event_hook(config, process, &self.inbox),
         };
         let config_outbox = setup::outbox(config, device, process);
-        let event = setup::event_hook(config, process, &self.inbox);
         move || {
             let (outbox, report) = Outbox::open(disk, &config_outbox, entropy::draw());
-            tell(&report, &dir, &*event);
+            tell(&report, &dir, &*keeper.event);
             keeper::run(outbox, keeper);
             End::Left
         }

@@ -74,6 +74,7 @@ pub fn run(args: &SendArgs) -> ExitCode {
             Some(Wait::Committed) | None => "committed",
         },
         refused: 0,
+        not_durable: 0,
         input_ended: false,
         input_error: None,
         progress: Instant::now(),
@@ -128,6 +129,8 @@ struct Sending {
     /// What the agent said of them; before it did: what is awaited.
     word: &'static str,
     refused: u64,
+    /// Records that the agent has in RAM only.
+    not_durable: u64,
     input_ended: bool,
     input_error: Option<String>,
     /// When something moved last, or there was nothing to move.
@@ -274,11 +277,16 @@ impl Sending {
     fn handle_fault(&mut self, fault: Fault) -> Option<Ended> {
         self.last_fault = format!("{}: {}", fault.code, fault.message);
         match fault.code.as_str() {
-            "full" | "busy" | "degraded" | "shutting_down" => {
+            "full" | "busy" | "shutting_down" => {
                 if let Some(pending) = fault.id.and_then(|id| self.pending.get_mut(&id)) {
                     pending.asked = false;
                 }
                 self.pause();
+                None
+            }
+            // It has the record, and may deliver it: to hand it in again would make a copy.
+            "degraded" => {
+                self.not_durable += u64::from(fault.id.is_some_and(|id| self.settle(id)));
                 None
             }
             "too_large" => {
@@ -314,6 +322,10 @@ impl Sending {
                 if self.refused > 0 {
                     tell(&format!("{done} {word}, {} refused", self.refused));
                     return ExitCode::from(exit::DATA);
+                }
+                if self.not_durable > 0 {
+                    tell(&format!("{done} {word}, {} taken but not: {}", self.not_durable, self.last_fault));
+                    return ExitCode::from(exit::IO);
                 }
                 ExitCode::SUCCESS
             }

@@ -270,6 +270,8 @@ pub enum Commit {
     Sync,
     /// Within `commit_ms` or `commit_bytes`; the producer hears `accepted`.
     Group,
+    /// Only what is not acked within `commit_ms`, or exceeds `commit_bytes`; the producer hears `accepted`.
+    RamFirst,
 }
 
 /// `[[lane]]`

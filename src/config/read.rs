@@ -255,7 +255,7 @@ fn read_lanes(sections: Vec<Section<'_>>, outbox: &Outbox, outbox_section: &Sect
 fn read_lane(section: &mut Section<'_>) -> Lane {
     let default = Lane::default();
     let overflow = [("drop_oldest", Overflow::DropOldest), ("reject", Overflow::Reject)];
-    let commit = [("sync", Commit::Sync), ("group", Commit::Group)];
+    let commit = [("sync", Commit::Sync), ("group", Commit::Group), ("ram_first", Commit::RamFirst)];
     let name = section.text("name").map(|name| LaneName::try_new(&name).map_err(|error| (name, error)));
     Lane {
         name: match name {

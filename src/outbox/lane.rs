@@ -5,11 +5,12 @@ use std::collections::VecDeque;
 use std::io;
 
 use super::disk::Disk;
-use super::format::{self, HEADER_BYTES_MAX, PAGE_BYTES, Place, RecordArea, SEGMENT_RECORDS_MAX};
-use super::log::Log;
+use super::failing::Failing;
+use super::format::{self, HEADER_BYTES_MAX, PAGE_BYTES, Place, RecordArea, SEGMENT_RECORDS_MAX, record_bytes};
+use super::log::{Leave, Log};
 use super::read::Cursor;
 use super::segments::{Segment, batch_bytes_max, segment_name};
-use super::{Draft, PushError};
+use super::{Draft, Event, PushError};
 use crate::config;
 use crate::record::{INTEGER_MAX, LaneName};
 use crate::status::{self, FlashPurposes};
@@ -21,6 +22,11 @@ pub const TAIL_BYTES_MAX: usize = 256 << 10;
 pub const ACK_LAG_BYTES_MAX: u64 = 1 << 20;
 /// Acks not yet on flash that are worth a page of their own, by age.
 pub const ACK_LAG_MS_MAX: u64 = 60_000;
+
+/// Bytes of RAM for the records of one lane that wait for flash and the newest ones on it.
+pub const fn waiting_bytes_max(segment_bytes: u32) -> usize {
+    2 * segment_bytes as usize + TAIL_BYTES_MAX
+}
 
 /// The disk with what all lanes share.
 pub struct Io<D> {
@@ -34,8 +40,14 @@ pub struct Io<D> {
     pub payload_bytes: u64,
     /// Syncs of files and of the folder.
     pub syncs: u64,
+    /// The records of one batch, encoded here.
+    pub area: RecordArea,
     /// One batch, built here.
     pub scratch: Vec<u8>,
+    /// The last error of the disk, for people.
+    pub last_error: String,
+    /// What someone should know, oldest first; one a change of a lane's state.
+    pub events: VecDeque<Event>,
 }
 
 impl<D: Disk> Io<D> {
@@ -88,19 +100,19 @@ pub struct Lane {
     pub(super) logs: Vec<Log>,
     /// The newest segment turn.
     pub(super) lap: u32,
-    pending: RecordArea,
-    pending_drafts: Vec<Draft>,
-    pending_since: Option<Instant>,
-    pub(super) tail: VecDeque<(u64, Draft)>,
-    tail_bytes: usize,
     pub(super) cursor: Cursor,
     acks_since: Option<Instant>,
+    /// When something was asked of this lane last.
+    pub(super) now: Instant,
     /// Records committed since the start, and their bytes.
     records: u64,
     records_bytes: u64,
-    pub(super) degraded: bool,
+    /// The folder could not be listed: what lies in it is not known yet.
+    pub(super) unlisted: bool,
+    /// Flash takes nothing: what comes is in a log in RAM.
+    pub(super) failing: Option<Failing>,
     /// What went wrong since the last [`Lane::commit`].
-    failed: Option<PushError>,
+    pub(super) failed: Option<PushError>,
     pub(super) counters: status::Lane,
 }
 
@@ -116,26 +128,48 @@ impl Lane {
             segments: Vec::new(),
             logs: Vec::new(),
             lap: 0,
-            pending: RecordArea::default(),
-            pending_drafts: Vec::new(),
-            pending_since: None,
-            tail: VecDeque::new(),
-            tail_bytes: 0,
             cursor: Cursor::default(),
             acks_since: None,
+            now: Instant::default(),
             records: 0,
             records_bytes: 0,
-            degraded: false,
+            unlisted: false,
+            failing: None,
             failed: None,
             counters,
         }
     }
 
-    /// Begins a log with its first, empty batch.
-    pub fn begin<D: Disk>(&mut self, io: &mut Io<D>) -> io::Result<()> {
-        let log = Log::new(io.draw(), io.draw());
+    /// Begins a log with its first, empty batch. An error: there is no such log.
+    pub fn begin<D: Disk>(&mut self, io: &mut Io<D>) -> Result<(), PushError> {
+        let log = Log::new(io.draw(), io.draw(), self.leave());
+        let origin = log.origin;
         self.logs.push(log);
-        self.write_header(io, self.logs.len() - 1, Purpose::Reserve, Reach::Spare).map(|_| ())
+        let begun = self.make_room(io, 1, 0).and_then(|_| self.write_first_header(io));
+        if begun.is_err() {
+            if let Some(failed) = self.current(origin) {
+                // Another one is tried next.
+                let failed = self.segments.remove(failed);
+                self.segments.push(failed);
+            }
+            self.close(self.logs.len() - 1);
+        }
+        begun
+    }
+
+    fn write_first_header<D: Disk>(&mut self, io: &mut Io<D>) -> Result<(), PushError> {
+        match self.write_header(io, self.logs.len() - 1, Purpose::Reserve, Reach::Spare) {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(PushError::Degraded),
+        }
+    }
+
+    /// When records of a new log may leave.
+    pub(super) fn leave(&self) -> Leave {
+        match self.config.as_ref().map_or(config::Commit::Sync, |config| config.commit) {
+            config::Commit::Sync | config::Commit::Group => Leave::Durable,
+            config::Commit::RamFirst => Leave::Reserved,
+        }
     }
 
     /// The log that takes records.
@@ -143,48 +177,58 @@ impl Lane {
         self.logs.last().expect("a lane in use has a log")
     }
 
-    fn log_mut(&mut self) -> &mut Log {
+    pub(super) fn log_mut(&mut self) -> &mut Log {
         self.logs.last_mut().expect("a lane in use has a log")
     }
 
     /// Numbers a record and keeps it in RAM until [`Lane::commit`].
     pub fn push<D: Disk>(&mut self, io: &mut Io<D>, draft: Draft, now: Instant) -> Result<u64, PushError> {
+        self.now = self.now.max(now);
         let Some(config) = &self.config else { return Err(PushError::Full) };
         let reject = config.overflow == config::Overflow::Reject;
-        let bytes = draft.bytes() + format::RECORD_OVERHEAD_BYTES_MAX;
+        let bytes = record_bytes(&draft);
         let batch_max = batch_bytes_max(self.segment_bytes);
         if bytes > batch_max {
             return Err(PushError::TooLarge);
         }
-        if self.pending.bytes() + bytes > batch_max || self.pending.count() >= SEGMENT_RECORDS_MAX {
-            self.write_pending(io);
+        let (count, waiting) = self.waiting();
+        let full = waiting + bytes > batch_max || count >= SEGMENT_RECORDS_MAX as usize;
+        // Small records take more in RAM than on flash.
+        if full || self.log().recent.bytes() > waiting_bytes_max(self.segment_bytes) {
+            self.write_waiting(io);
         }
-        if reject && !self.has_room(io, self.pages_for(self.pending.bytes() + bytes)) {
-            return Err(PushError::Full);
+        match self.log().leave {
+            Leave::AtOnce => self.make_room_in_ram(&draft, reject)?,
+            Leave::Durable | Leave::Reserved if reject => {
+                let (count, waiting) = self.waiting();
+                if !self.has_room(io, self.pages_for(waiting + bytes), count as u32 + 1) {
+                    return Err(PushError::Full);
+                }
+            }
+            Leave::Durable | Leave::Reserved => {}
         }
-        self.pending.push(&draft);
         io.payload_bytes += draft.bytes() as u64;
-        self.pending_drafts.push(draft);
-        self.pending_since.get_or_insert(now);
-        let log = self.log_mut();
-        let position = log.next;
-        log.next += 1;
+        let position = self.log_mut().push(draft, now);
+        if self.log().leave == Leave::Reserved && self.log().wants_reservation() {
+            self.reserve(io, self.logs.len() - 1, Reach::Spare);
+        }
         Ok(position)
     }
 
-    /// Records in RAM, and their bytes.
-    pub fn pending(&self) -> (u32, usize) {
-        (self.pending.count(), self.pending.bytes())
+    /// Records that wait for flash, and what they take there. In RAM mode they wait for better times.
+    pub fn waiting(&self) -> (usize, usize) {
+        let log = self.log();
+        if log.leave == Leave::AtOnce { (0, 0) } else { log.recent.waiting() }
+    }
+
+    /// Since when the oldest of them waits.
+    pub fn waiting_since(&self) -> Option<Instant> {
+        self.log().recent.waiting_since().filter(|_| self.log().leave != Leave::AtOnce)
     }
 
     /// Bytes in RAM, about.
     pub fn ram_bytes(&self) -> u64 {
-        (self.pending.bytes() * 2 + self.tail_bytes) as u64
-    }
-
-    /// Since when the oldest record in RAM waits for flash.
-    pub fn pending_since(&self) -> Option<Instant> {
-        self.pending_since
+        self.logs.iter().map(|log| log.recent.bytes() as u64).sum()
     }
 
     /// Since when acks wait for flash.
@@ -192,59 +236,60 @@ impl Lane {
         self.acks_since
     }
 
-    /// Writes what is in RAM and syncs it. An error: of what was pushed since the last call, something was not taken.
+    /// Writes what is in RAM and syncs it. An error: of what was pushed since the last call, something was not taken,
+    /// or is in RAM only.
     pub fn commit<D: Disk>(&mut self, io: &mut Io<D>) -> Result<(), PushError> {
-        self.write_pending(io);
-        self.failed.take().map_or(Ok(()), Err)
+        self.write_waiting(io);
+        match self.failed.take() {
+            Some(error) => Err(error),
+            None if self.log().leave == Leave::AtOnce => Err(PushError::Degraded),
+            None => Ok(()),
+        }
     }
 
-    /// Writes what is in RAM as one batch. A write that fails is tried once more in another segment: pages that
-    /// failed are never synced again (Rebello et al., ATC 2020). After that the records are given back as not taken,
-    /// their numbers burnt.
-    fn write_pending<D: Disk>(&mut self, io: &mut Io<D>) {
-        if self.pending.count() == 0 {
-            return;
-        }
-        let result = self.write_records(io).or_else(|error| match error {
-            PushError::Full | PushError::TooLarge => Err(error),
-            PushError::Degraded => {
-                if self.current(self.log().origin).is_some_and(|index| self.segments[index].is_blank()) {
-                    self.next_segment(io, self.logs.len() - 1, Purpose::Records);
+    /// Writes what waits, batch by batch. A write that fails is tried once more in another segment: pages that
+    /// failed are never synced again (Rebello et al., ATC 2020). After that the lane goes on in RAM.
+    pub(super) fn write_waiting<D: Disk>(&mut self, io: &mut Io<D>) {
+        while self.waiting().0 > 0 {
+            self.fill_area(io);
+            let result = self.write_records(io).or_else(|error| match error {
+                PushError::Full | PushError::TooLarge => Err(error),
+                PushError::Degraded => {
+                    if self.current(self.log().origin).is_some_and(|index| self.segments[index].is_blank()) {
+                        self.next_segment(io, self.logs.len() - 1, Purpose::Records);
+                    }
+                    self.write_records(io)
                 }
-                self.write_records(io)
-            }
-        });
-        self.degraded = result.is_err();
-        let drafts = std::mem::take(&mut self.pending_drafts);
-        match result {
-            Ok(()) => {
-                self.records += drafts.len() as u64;
-                self.records_bytes += self.pending.bytes() as u64;
-                let first = self.log().durable + 1 - drafts.len() as u64;
-                for (position, draft) in (first..).zip(drafts) {
-                    self.tail_bytes += tail_bytes(&draft);
-                    self.tail.push_back((position, draft));
+            });
+            let (count, bytes) = (io.area.count(), io.area.bytes());
+            io.area.clear(TAIL_BYTES_MAX);
+            match result {
+                Ok(()) => {
+                    self.records += u64::from(count);
+                    self.records_bytes += bytes as u64;
+                    self.log_mut().recent.shrink(TAIL_BYTES_MAX);
+                    self.reserve(io, self.logs.len() - 1, Reach::Spare);
                 }
-                self.trim_tail();
-                self.reserve(io, self.logs.len() - 1, Reach::Spare);
-            }
-            Err(error) => {
-                self.failed = Some(error);
-                self.log_mut().burn();
+                Err(error) => {
+                    self.failed = Some(error);
+                    if error == PushError::Full && self.log().leave == Leave::Durable {
+                        self.log_mut().burn();
+                    } else {
+                        self.go_on_in_ram(io);
+                    }
+                }
             }
         }
-        self.pending.clear(TAIL_BYTES_MAX);
-        self.pending_since = None;
     }
 
-    fn trim_tail(&mut self) {
-        let acked = self.log().acked;
-        while let Some((position, draft)) = self.tail.front() {
-            if *position > acked && self.tail_bytes <= TAIL_BYTES_MAX {
+    /// Encodes the next batch of what waits.
+    fn fill_area<D: Disk>(&self, io: &mut Io<D>) {
+        let bytes_max = batch_bytes_max(self.segment_bytes);
+        for draft in self.log().recent.waiting_records() {
+            if io.area.bytes() + record_bytes(draft) > bytes_max || io.area.count() >= SEGMENT_RECORDS_MAX {
                 break;
             }
-            self.tail_bytes -= tail_bytes(draft);
-            self.tail.pop_front();
+            io.area.push(draft);
         }
     }
 
@@ -255,14 +300,14 @@ impl Lane {
             // An epoch begins with an empty batch.
             self.write_header(io, index, Purpose::Reserve, Reach::Spare).map_err(|_| PushError::Degraded)?;
         }
-        let pages = self.pages_for(self.pending.bytes());
-        let slot = self.make_room(io, pages)?;
-        let mut pending = std::mem::take(&mut self.pending);
-        let result = self.write_batch(io, index, slot, &mut pending, Purpose::Records);
-        self.pending = pending;
+        let pages = self.pages_for(io.area.bytes());
+        let slot = self.make_room(io, pages, io.area.count())?;
+        let mut area = std::mem::take(&mut io.area);
+        let result = self.write_batch(io, index, slot, &mut area, Purpose::Records);
+        io.area = area;
         result.map_err(|error| {
-            log::warn!(target: "outbox", "write failed lane={} error={error}", self.name);
-            PushError::Degraded
+            let reject = self.config.as_ref().is_some_and(|config| config.overflow == config::Overflow::Reject);
+            if error.kind() == io::ErrorKind::StorageFull && reject { PushError::Full } else { PushError::Degraded }
         })
     }
 
@@ -336,6 +381,7 @@ impl Lane {
         if let Err(error) = result {
             // A segment's first page dates it: behind one that may be an older lap's, a start would find nothing.
             used.page = if place.page == 0 { 0 } else { segment.pages };
+            self.warn(io, &error);
             return Err(error);
         }
         used.page = place.page + header.pages();
@@ -343,7 +389,7 @@ impl Lane {
         used.batches += 1;
         used.end = used.end.max(header.next());
         self.logs[log].on_synced(&header, replaced);
-        if self.logs.iter().all(|log| log.acked <= log.durable_acked) {
+        if self.logs.iter().all(|log| log.acks_lag() == 0) {
             self.acks_since = None;
         }
         self.shed(io);
@@ -352,28 +398,34 @@ impl Lane {
 
     /// Everything up to `position` of a log is stored upstream.
     pub fn acked<D: Disk>(&mut self, io: &mut Io<D>, log: usize, position: u64, now: Instant) {
+        self.now = self.now.max(now);
         let spared = self.logs[log].on_acked(position);
         self.counters.overflowed = self.counters.overflowed.saturating_sub(spared);
-        if self.logs[log].acked > self.logs[log].durable_acked {
+        if self.logs[log].acks_lag() > 0 {
             self.acks_since.get_or_insert(now);
         }
-        self.trim_tail();
         if log + 1 < self.logs.len() && self.logs[log].is_drained() {
             // Best effort: without it the next start offers the log again and the server says that it has it all.
             let _ = self.write_header(io, log, Purpose::Acks, Reach::Spare);
             self.close(log);
         }
-        if self.pending.count() == 0 && self.log().wants_reservation() {
+        if self.waiting().0 == 0 && self.log().wants_reservation() {
             self.reserve(io, self.logs.len() - 1, self.reach());
         }
-        let lag = self.log().acked - self.log().durable_acked;
+        let lag = self.log().acks_lag();
         let average = self.records_bytes / self.records.max(1);
         if lag * average > ACK_LAG_BYTES_MAX {
             self.flush_acks(io, now);
         }
     }
 
-    /// An older log that is drained goes; its segments are free.
+    /// Says what the disk said.
+    pub(super) fn warn<D: Disk>(&self, io: &mut Io<D>, error: &io::Error) {
+        log::warn!(target: "outbox", "write failed lane={} error={error}", self.name);
+        io.last_error = error.to_string();
+    }
+
+    /// A log goes; its segments are free.
     pub(super) fn close(&mut self, log: usize) {
         let origin = self.logs.remove(log).origin;
         self.segments.iter_mut().filter(|s| s.used.is_some_and(|u| u.origin == origin)).for_each(|s| s.used = None);
@@ -398,14 +450,11 @@ impl Lane {
     /// carries the acks, and has been promised its pages.
     pub fn flush_acks<D: Disk>(&mut self, io: &mut Io<D>, now: Instant) {
         self.acks_since = None;
-        if self.pending.count() > 0 {
+        if self.waiting().0 > 0 {
             return;
         }
         for log in 0..self.logs.len() {
-            if self.logs[log].acked > self.logs[log].durable_acked
-                && let Err(error) = self.write_header(io, log, Purpose::Acks, self.reach())
-            {
-                log::warn!(target: "outbox", "write failed lane={} error={error}", self.name);
+            if self.logs[log].acks_lag() > 0 && self.write_header(io, log, Purpose::Acks, self.reach()).is_err() {
                 self.acks_since = Some(now);
             }
             self.reserve(io, log, self.reach());
@@ -440,9 +489,7 @@ impl Lane {
                 written = self.write_header(io, log, Purpose::Reserve, reach);
             }
         }
-        if let Err(error) = written {
-            log::warn!(target: "outbox", "write failed lane={} error={error}", self.name);
-        } else if self.logs[log].wants_reservation() {
+        if written.is_ok() && self.logs[log].wants_reservation() {
             self.logs[log].rely_on_one_header();
         }
         if self.logs[log].wants_reservation() {
@@ -455,7 +502,8 @@ impl Lane {
         let log = self.log();
         let depth = |log: &Log| log.next - 1 - log.acked - log.runs.covered(log.acked + 1, log.next - 1, |_| true);
         let bytes: u64 = self.segments.iter().map(Segment::bytes).sum();
-        let oldest_at = self.cursor.oldest_at.or(self.tail.front().and_then(|(_, draft)| draft.at));
+        let newest = || self.logs.iter().find_map(|log| log.recent.oldest()).and_then(|(_, draft)| draft.at);
+        let oldest_at = self.cursor.oldest_at.or_else(newest);
         let depth: u64 = self.logs.iter().map(depth).sum();
         status::Lane {
             epoch: log.epoch,
@@ -470,9 +518,4 @@ impl Lane {
             ..self.counters.clone()
         }
     }
-}
-
-/// What a record in the tail takes, about.
-fn tail_bytes(draft: &Draft) -> usize {
-    draft.bytes() + size_of::<(u64, Draft)>()
 }

@@ -1,14 +1,34 @@
 //! One numbering of a lane: what is acked, given up, durable and reserved. Positions only; pages and segments are
 //! `lane`'s business, bytes are `format`'s.
 
+use super::Draft;
 use super::format::{Header, RUNS_MAX, Run, SEGMENT_RECORDS_MAX};
+use super::recent::Recent;
 use super::runs::Runs;
 use crate::record::{Epoch, LaneName, Offer, Why};
+use crate::time::Instant;
 
 /// A header reserves positions in steps of this, so that a start that cannot prove its tail knows above what to go on.
 pub const RESERVE_STEP: u64 = 65_536;
 // A step covers more than a segment can hold.
 const _: () = assert!(RESERVE_STEP >= 2 * SEGMENT_RECORDS_MAX as u64);
+
+/// How far an `eager` log's reservation goes ahead of its numbers before two headers are written: few, since a link
+/// that keeps up costs flash nothing else (two pages for each step).
+const RESERVE_LEAD: u64 = RESERVE_STEP / 4;
+// A commit in between finds its numbers reserved.
+const _: () = assert!(RESERVE_STEP >= SEGMENT_RECORDS_MAX as u64 + RESERVE_LEAD);
+
+/// When a record may leave the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// When it is on flash.
+    Durable,
+    /// When its number is reserved there: after a power cut the tail is not proved (`ram_first`).
+    Reserved,
+    /// At once: nothing of this log is on flash, and its epoch is gone when the power is (storage that fails).
+    AtOnce,
+}
 
 /// One numbering of a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +37,10 @@ pub struct Log {
     pub origin: u64,
     /// Its epoch upstream.
     pub epoch: Epoch,
+    /// When its records may leave.
+    pub leave: Leave,
+    /// Its newest records, in RAM.
+    pub recent: Recent,
     /// A record's seq is its position less this.
     pub base: u64,
     /// Everything up to here is acked.
@@ -31,6 +55,8 @@ pub struct Log {
     pub durable: u64,
     /// `reserved` of the two newest synced headers of this epoch, older one first.
     pub reserved: [u64; 2],
+    /// Highest position that stands in a batch on flash.
+    pub written: u64,
     /// `acked` of the newest synced header.
     pub durable_acked: u64,
     /// `floor` of the newest synced header.
@@ -47,10 +73,12 @@ pub struct Log {
 
 impl Log {
     /// An empty log.
-    pub fn new(origin: u64, epoch: Epoch) -> Self {
+    pub fn new(origin: u64, epoch: Epoch, leave: Leave) -> Self {
         Self {
             origin,
             epoch,
+            leave,
+            recent: Recent::default(),
             base: 0,
             acked: 0,
             floor: 0,
@@ -58,6 +86,7 @@ impl Log {
             next: 1,
             durable: 0,
             reserved: [0, 0],
+            written: 0,
             durable_acked: 0,
             durable_floor: 0,
             covered_before: 0,
@@ -82,10 +111,21 @@ impl Log {
         self.acked.max(self.floor)
     }
 
-    /// Positions up to here may leave the gateway: on flash, and reserved by two synced headers, so that one damaged
-    /// page loses neither epoch nor reservation.
+    /// Positions up to here may leave the gateway: reserved by two synced headers, so that one damaged page loses
+    /// neither epoch nor reservation.
     pub fn may_leave(&self) -> u64 {
-        self.durable.min(self.reserved[0])
+        match self.leave {
+            Leave::AtOnce => self.next - 1,
+            Leave::Durable | Leave::Reserved => self.ready().min(self.reserved[0]),
+        }
+    }
+
+    /// Positions up to here could leave if they were reserved.
+    fn ready(&self) -> u64 {
+        match self.leave {
+            Leave::Durable => self.durable,
+            Leave::Reserved | Leave::AtOnce => self.next - 1,
+        }
     }
 
     /// Whether the record at this position was ever on flash: numbers burnt by a write that failed were not.
@@ -93,9 +133,15 @@ impl Log {
         position <= self.durable && self.runs.at(position).is_none_or(|run| run.why != Why::Torn)
     }
 
-    /// Something on flash may not leave before one more header is there.
+    /// Something may not leave before one more header is there, or soon will not.
     pub fn wants_reservation(&self) -> bool {
-        !self.is_named() || self.may_leave() < self.durable && !self.is_drained()
+        match self.leave {
+            Leave::AtOnce => false,
+            Leave::Durable => !self.is_named() || self.may_leave() < self.durable && !self.is_drained(),
+            Leave::Reserved => {
+                !self.is_named() || self.next - 1 + RESERVE_LEAD > self.reserved[0] && !self.is_drained()
+            }
+        }
     }
 
     /// The epoch stands on flash.
@@ -118,12 +164,12 @@ impl Log {
     /// What a batch of `count` records (`length` bytes) says; an empty one for 0. Lap is the segment's.
     pub fn header(&self, lane: &LaneName, lap: u32, count: u32, length: u32) -> Header {
         let first = self.durable + 1;
-        let ahead = first + u64::from(count) + u64::from(SEGMENT_RECORDS_MAX);
+        let ahead = self.next.max(first + u64::from(count)) + u64::from(SEGMENT_RECORDS_MAX);
         let missing = ahead.saturating_sub(self.reserved[1]);
         // What was found damaged above the floor is found again; the rest stands nowhere else.
         let kept = |run: &&Run| run.from <= self.floor || run.why != Why::Corrupt;
         Header {
-            eager: false,
+            eager: self.leave != Leave::Durable,
             count,
             length,
             lap,
@@ -148,14 +194,28 @@ impl Log {
         self.durable_acked = header.acked;
         self.durable_floor = header.floor;
         self.durable = self.durable.max(header.next() - 1);
+        if header.count > 0 {
+            self.written = header.next() - 1;
+            self.recent.on_written(header.count as usize);
+        }
+    }
+
+    /// Positions acked that flash does not know of and still holds.
+    pub fn acks_lag(&self) -> u64 {
+        let held = match self.leave {
+            Leave::Durable => self.acked,
+            Leave::Reserved | Leave::AtOnce => self.acked.min(self.written),
+        };
+        held.saturating_sub(self.durable_acked)
     }
 
     /// Everything up to `position` is stored upstream. Returns how many of those given up were not lost after all.
     pub fn on_acked(&mut self, position: u64) -> u64 {
-        let position = position.min(self.durable);
+        let position = position.min(self.ready());
         if position <= self.acked {
             return 0;
         }
+        self.settle(position);
         let (from, to) = self.left_before;
         let spared = self.runs.covered(from.max(self.acked + 1), to.min(position), |why| why == Why::Overflow);
         self.acked = position;
@@ -168,10 +228,33 @@ impl Log {
     /// Gives up everything up to `position` that is not acked. Returns how many records that were.
     pub fn give_up(&mut self, position: u64, why: Why) -> u64 {
         let filled = self.runs.fill(self.acked + 1, position, why);
+        self.settle(position);
         self.floor = self.floor.max(position);
         self.left_before.1 = self.left_before.1.max(position.min(self.sent_record_max));
         self.check_invariants();
         filled
+    }
+
+    /// What is acked or given up needs neither flash nor RAM.
+    fn settle(&mut self, position: u64) {
+        self.durable = self.durable.max(position);
+        self.recent.trim(position);
+    }
+
+    /// Numbers a record and keeps it in RAM.
+    pub fn push(&mut self, draft: Draft, now: Instant) -> u64 {
+        let position = self.next;
+        self.recent.push(position, draft, now);
+        self.next += 1;
+        position
+    }
+
+    /// This log takes no more: gives back what waits for flash and cannot have left.
+    pub fn seal(&mut self) -> Vec<(Draft, Instant)> {
+        let given = self.recent.split_off(self.sent_max.max(self.durable) + 1);
+        self.next -= given.len() as u64;
+        self.check_invariants();
+        given
     }
 
     /// A gap up to `position` leaves the gateway: what it covers is lost, also what had left as records before.
@@ -179,8 +262,9 @@ impl Log {
         self.left_before.0 = self.left_before.0.max(position + 1);
     }
 
-    /// The records that were to come next were not taken: their numbers are burnt.
+    /// The records that wait are not taken: their numbers are burnt.
     pub fn burn(&mut self) {
+        drop(self.recent.split_off(0));
         self.skip(self.next, Why::Torn);
     }
 

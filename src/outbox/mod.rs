@@ -2,15 +2,18 @@
 //! clock in here. `open` is total, power loss is the only shutdown, no loss is silent and none is invented.
 
 pub mod disk;
+mod failing;
 pub mod format;
 mod lane;
 mod log;
 mod read;
+mod recent;
 mod recover;
 mod runs;
 mod segments;
 pub mod sim_disk;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::config;
@@ -18,7 +21,8 @@ use crate::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
 use crate::status;
 use crate::time::Instant;
 use disk::{Disk, Entry};
-use lane::{ACK_LAG_MS_MAX, Io, Lane, TAIL_BYTES_MAX};
+use lane::{ACK_LAG_MS_MAX, Io, Lane, TAIL_BYTES_MAX, waiting_bytes_max};
+use log::Leave;
 use segments::{batch_bytes_max, parse_segment_name};
 
 /// What the outbox needs of the configuration.
@@ -80,7 +84,7 @@ pub enum PushError {
     Full,
     /// Topic and body exceed `record_bytes_max`.
     TooLarge,
-    /// Flash does not take it now.
+    /// Flash does not take it now: it is kept in RAM only, and sent if the power stays.
     Degraded,
 }
 
@@ -95,6 +99,15 @@ pub struct Report {
     pub lost_lanes: Vec<LaneName>,
 }
 
+/// Something that should be known upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// What, in one word: `storage_degraded`, `storage_recovered`.
+    pub kind: &'static str,
+    /// More of it, for people.
+    pub detail: String,
+}
+
 /// Why a deadline is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Timer {
@@ -102,6 +115,8 @@ pub enum Timer {
     Commit,
     /// Acks not yet on flash are due there.
     Acks,
+    /// Storage that failed is tried again.
+    Storage,
 }
 
 /// The outbox.
@@ -120,12 +135,25 @@ impl<D: Disk> Outbox<D> {
     /// Opens whatever lies on `disk`. Total: any bytes at all give a working outbox and a report.
     pub fn open(disk: D, config: &Config, seed: u64) -> (Self, Report) {
         let rng = fastrand::Rng::with_seed(seed);
-        let mut io = Io { disk, rng, purposes: Default::default(), payload_bytes: 0, syncs: 0, scratch: Vec::new() };
+        let mut io = Io {
+            disk,
+            rng,
+            purposes: Default::default(),
+            payload_bytes: 0,
+            syncs: 0,
+            area: format::RecordArea::default(),
+            scratch: Vec::new(),
+            last_error: String::new(),
+            events: VecDeque::new(),
+        };
         let mut report = Report::default();
-        let files = io.disk.list().unwrap_or_else(|error| {
+        let listed = io.disk.list();
+        if let Err(error) = &listed {
             report.notes.push(format!("the folder cannot be listed: {error}"));
-            Vec::new()
-        });
+            io.last_error = error.to_string();
+        }
+        let unlisted = listed.is_err();
+        let files = listed.unwrap_or_default();
         let mut lanes: Vec<Lane> = Vec::new();
         let new = |name: LaneName, lane| Lane::new(name, lane, config.segment_bytes, config.headroom_bytes_min);
         for lane in &config.lanes {
@@ -139,7 +167,12 @@ impl<D: Disk> Outbox<D> {
         for lane in &mut lanes {
             let own = |file: &&Entry| parse_segment_name(&file.name).is_some_and(|(name, _)| name == lane.name);
             let own: Vec<Entry> = files.iter().filter(own).cloned().collect();
-            lane.recover(&mut io, &own, &mut report);
+            if unlisted {
+                lane.go_on_in_ram(&mut io);
+                lane.unlisted = true;
+            } else {
+                lane.recover(&mut io, &own, &mut report);
+            }
         }
         let default = config.lanes.iter().position(|lane| lane.default).unwrap_or(0);
         let mut outbox = Self { io, lanes, default: LaneId(default as u16), record_bytes_max: config.record_bytes_max };
@@ -212,7 +245,7 @@ impl<D: Disk> Outbox<D> {
     }
 
     /// Puts all that the lane holds in RAM on flash and syncs it. An error: of what was pushed since the last call,
-    /// something was not taken, and nothing of it may be called committed.
+    /// something was not taken, or is in RAM only under another number; [`Outbox::is_committed`] tells.
     pub fn commit(&mut self, lane: LaneId) -> Result<(), PushError> {
         self.lanes[usize::from(lane.0)].commit(&mut self.io)
     }
@@ -223,10 +256,20 @@ impl<D: Disk> Outbox<D> {
         (log.epoch, log.durable - log.base)
     }
 
+    /// The number after the last one that this epoch of the lane names: 1 where it is not there any more.
+    pub fn next(&self, lane: &LaneName, epoch: Epoch) -> Seq {
+        self.find(lane, epoch).map_or(1, |(lane, log)| {
+            let log = &self.lanes[lane].logs[log];
+            log.next - log.base
+        })
+    }
+
     /// Whether this record reached flash: what was pushed before a commit that failed may have, or may not.
     pub fn is_committed(&self, lane: LaneId, epoch: Epoch, seq: Seq) -> bool {
-        let log = self.lanes[usize::from(lane.0)].log();
-        log.epoch == epoch && log.reached_flash(seq + log.base)
+        let logs = &self.lanes[usize::from(lane.0)].logs;
+        logs.iter().any(|log| {
+            log.epoch == epoch && log.leave != Leave::AtOnce && log.reached_flash(seq + log.base)
+        })
     }
 
     /// What a `hello` says, and what a session may fetch: changes after commits, acks and drops.
@@ -284,21 +327,24 @@ impl<D: Disk> Outbox<D> {
     pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
         let commits = self.lanes.iter().filter_map(|lane| {
             let config = lane.config.as_ref()?;
-            Some((lane.pending_since()? + Duration::from_millis(config.commit_ms), Timer::Commit))
+            Some((lane.waiting_since()? + Duration::from_millis(config.commit_ms), Timer::Commit))
         });
         let acks = self
             .lanes
             .iter()
             .filter_map(|lane| Some((lane.acks_since()? + Duration::from_millis(ACK_LAG_MS_MAX), Timer::Acks)));
-        commits.chain(acks).min_by_key(|(at, _)| *at)
+        let retries =
+            self.lanes.iter().filter_map(|lane| lane.failing.map(|failing| (failing.retry_at, Timer::Storage)));
+        commits.chain(acks).chain(retries).min_by_key(|(at, _)| *at)
     }
 
-    /// Group commits and ack flushes that are due.
+    /// Commits, ack flushes and new tries that are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         for lane in &mut self.lanes {
+            lane.retry(&mut self.io, now, false);
             let due = |since: Option<Instant>, ms| since.is_some_and(|since| since + Duration::from_millis(ms) <= now);
             if let Some(config) = &lane.config
-                && due(lane.pending_since(), config.commit_ms)
+                && due(lane.waiting_since(), config.commit_ms)
             {
                 // Nobody waits for it; what failed is counted and said in the status.
                 let _ = lane.commit(&mut self.io);
@@ -309,18 +355,24 @@ impl<D: Disk> Outbox<D> {
         }
     }
 
-    /// A `group` lane holds more in RAM than `commit_bytes`: it wants a commit now.
+    /// A `group` or `ram_first` lane holds more in RAM than `commit_bytes`: it wants a commit now.
     pub fn is_due(&self, lane: LaneId) -> bool {
         let lane = &self.lanes[usize::from(lane.0)];
-        lane.config.as_ref().is_some_and(|config| lane.pending().1 >= config.commit_bytes as usize)
+        lane.config.as_ref().is_some_and(|config| lane.waiting().1 >= config.commit_bytes as usize)
     }
 
     /// A clean stop: everything in RAM goes to flash, acks too. Never needed for safety.
     pub fn flush(&mut self) {
         for lane in &mut self.lanes {
+            lane.retry(&mut self.io, Instant::default(), true);
             let _ = lane.commit(&mut self.io);
             lane.flush_acks(&mut self.io, Instant::default());
         }
+    }
+
+    /// What someone should know, oldest first.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.io.events.pop_front()
     }
 
     /// The lanes' part of the status.
@@ -331,7 +383,7 @@ impl<D: Disk> Outbox<D> {
     /// The flash's part of the status; times of syncs are the shell's to add.
     pub fn flash_status(&self) -> status::Flash {
         let purposes = self.io.purposes;
-        let degraded = self.lanes.iter().any(|lane| lane.degraded);
+        let degraded = self.lanes.iter().any(|lane| lane.failing.is_some());
         status::Flash {
             bytes_written: purposes.records + purposes.acks + purposes.reserve + purposes.segments + purposes.other,
             bytes_payload: self.io.payload_bytes,
@@ -358,12 +410,14 @@ impl<D: Disk> Outbox<D> {
     }
 }
 
-/// Most bytes of RAM that an outbox with this configuration holds: for each lane a batch on its way to flash (as
-/// records and encoded), the newest records, one batch read back; and one batch as pages.
+/// Most bytes of RAM that an outbox with this configuration holds: for each lane the records that wait for flash and
+/// the newest ones on it, what is in RAM only where storage failed, and a batch read back; for all of them one batch,
+/// encoded and as pages.
 pub fn memory_bytes_max(config: &Config) -> u64 {
     let segment = u64::from(config.segment_bytes);
-    let lane = 4 * segment + TAIL_BYTES_MAX as u64 * 2;
-    lane * config.lanes.len() as u64 + segment
+    let in_ram = (TAIL_BYTES_MAX * failing::LOGS_MAX) as u64;
+    let lane = waiting_bytes_max(config.segment_bytes) as u64 + in_ram + 2 * segment;
+    lane * config.lanes.len() as u64 + 2 * segment
 }
 
 /// Largest record (topic, key and body) that fits into one segment of this size beside its header and last page.

@@ -93,11 +93,7 @@ impl Lane {
 
     /// The record at a position that no run covers, if it can be read; else a run covers it now.
     fn record_at<D: Disk>(&mut self, io: &mut Io<D>, log: usize, position: u64) -> Option<Draft> {
-        if log + 1 == self.logs.len()
-            && let Some((first, _)) = self.tail.front()
-            && let Some(index) = position.checked_sub(*first)
-            && let Some((_, draft)) = self.tail.get(index as usize).filter(|(at, _)| *at == position)
-        {
+        if let Some(draft) = self.logs[log].recent.get(position) {
             return Some(draft.clone());
         }
         if !self.load(io, log, position) {

@@ -7,7 +7,7 @@ use super::Report;
 use super::disk::{Disk, Entry};
 use super::format::{self, Header, PAGE_BYTES, Page, Place, SEGMENT_BYTES_MAX, Slot};
 use super::lane::{Io, Lane, Purpose, Reach};
-use super::log::{Log, RESERVE_STEP};
+use super::log::{Leave, Log, RESERVE_STEP};
 use super::runs::Runs;
 use super::segments::{Segment, Use, make_segment, parse_segment_name, segment_name};
 use crate::record::Why;
@@ -87,7 +87,7 @@ impl Lane {
         for (index, origin) in origins.iter().enumerate() {
             let own: Vec<_> = scanned.iter().filter(|(_, header, _)| header.origin == *origin).cloned().collect();
             let newest = index + 1 == origins.len();
-            let mut own_repairs = self.recover_log(io, &own, if newest { unknown } else { 0 }, notes);
+            let mut own_repairs = self.recover_log(io, &own, newest, if newest { unknown } else { 0 }, notes);
             if newest {
                 repairs.doubt = own_repairs.doubt;
                 repairs.leftovers = own_repairs.leftovers;
@@ -113,11 +113,9 @@ impl Lane {
             remake.append(&mut suspects);
         }
         self.remake(io, &remake, notes);
-        if self.logs.is_empty()
-            && let Err(error) = self.begin(io)
-        {
-            self.degraded = true;
-            notes.push(format!("lane {}: {error}", self.name));
+        if self.logs.is_empty() && self.begin(io).is_err() {
+            self.go_on_in_ram(io);
+            notes.push(format!("lane {}: nothing can be written: {}", self.name, io.last_error));
         }
         // Where a new lap may have begun, it goes on behind the damage; what it was stays to be seen until then.
         let taken = suspects.first().and_then(|number| self.segments.iter().position(|s| s.number == *number));
@@ -213,6 +211,7 @@ impl Lane {
         &mut self,
         io: &mut Io<D>,
         own: &[(usize, Header, bool)],
+        newest_log: bool,
         unknown: u64,
         notes: &mut Vec<String>,
     ) -> Repairs {
@@ -230,12 +229,13 @@ impl Lane {
         let acked = highest(|header| header.acked);
         let floor = top.floor.max(acked);
         let last = highest(|header| header.next() - 1).max(floor);
-        let mut log = Log::new(top.origin, top.epoch);
+        let mut log = Log::new(top.origin, top.epoch, if newest_log { self.leave() } else { Leave::Durable });
         log.base = top.base.min(acked);
         log.acked = acked;
         log.floor = floor;
         log.next = last + 1;
         log.durable = last;
+        log.written = last;
         log.durable_acked = acked;
         log.durable_floor = floor;
         log.covered_before = walk.headers.iter().rev().nth(1).map_or(0, |before| before.acked.max(before.floor));
@@ -271,6 +271,10 @@ impl Lane {
                 why.as_str()
             ));
             log.skip_to(next, why);
+        }
+        if log.leave == Leave::Reserved && !top.eager {
+            // Two headers have to say so before a record leaves that is not on flash.
+            log.reserved = [log.durable.min(log.reserved[0]); 2];
         }
         log.sent_max = log.next - 1;
         log.check_invariants();

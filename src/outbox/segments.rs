@@ -105,9 +105,8 @@ impl Lane {
         self.logs.iter().find(|log| log.origin == used.origin).is_none_or(|log| used.end <= by(log) + 1)
     }
 
-    /// Whether a batch of so many pages has a place without giving anything up.
-    pub(super) fn has_room<D: Disk>(&self, io: &mut Io<D>, pages: u32) -> bool {
-        let records = self.pending().0 + 1;
+    /// Whether a batch of so many pages and records has a place without giving anything up.
+    pub(super) fn has_room<D: Disk>(&self, io: &mut Io<D>, pages: u32, records: u32) -> bool {
         let current = self.current(self.log().origin);
         if current.is_some_and(|current| self.segments[current].fits(pages, records)) || self.free().is_some() {
             return true;
@@ -159,12 +158,11 @@ impl Lane {
 
     /// Finds the segment for a batch of the newest log, in this order: the one in use; one that flash says is free;
     /// one that is free once a header says so; a new one; the oldest, given up.
-    pub(super) fn make_room<D: Disk>(&mut self, io: &mut Io<D>, pages: u32) -> Result<usize, PushError> {
+    pub(super) fn make_room<D: Disk>(&mut self, io: &mut Io<D>, pages: u32, records: u32) -> Result<usize, PushError> {
         let index = self.logs.len() - 1;
         let origin = self.logs[index].origin;
-        let count = self.pending().0;
         loop {
-            if let Some(current) = self.current(origin).filter(|&current| self.segments[current].fits(pages, count)) {
+            if let Some(current) = self.current(origin).filter(|&current| self.segments[current].fits(pages, records)) {
                 return Ok(current);
             }
             if let Some(free) = self.free() {
@@ -204,11 +202,7 @@ impl Lane {
     fn cover<D: Disk>(&mut self, io: &mut Io<D>, owner: usize) -> Result<(), PushError> {
         match self.write_header(io, owner, Purpose::Acks, Reach::Again) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(PushError::Degraded),
-            Err(error) => {
-                log::warn!(target: "outbox", "write failed lane={} error={error}", self.name);
-                Err(PushError::Degraded)
-            }
+            Ok(false) | Err(_) => Err(PushError::Degraded),
         }
     }
 
@@ -238,7 +232,7 @@ impl Lane {
         let number = (0..).find(|number| !taken.contains(number)).expect("endless");
         let name = segment_name(&self.name, number);
         if let Err(error) = make_segment(io, &name, self.segment_bytes) {
-            log::warn!(target: "outbox", "no new segment lane={} error={error}", self.name);
+            self.warn(io, &error);
             // What there is of it would only take space.
             let _ = io.disk.remove(&name);
             return false;

@@ -1,24 +1,46 @@
 //! A simulated disk for tests: a durable image and pending writes. A power cut keeps each pending sector on its own:
-//! old, new, zeros, garbage or one bit off; sizes and folder entries on their own, too.
+//! old, new, zeros, garbage or one bit off; sizes and folder entries on their own, too. Pages are shared between
+//! clones, so that a disk can be copied at every call.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::Arc;
 
 use super::disk::{Disk, Entry};
 
 /// What a disk writes whole.
 pub const SECTOR_BYTES: usize = 512;
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct File {
-    /// What reads see.
-    seen: Vec<u8>,
-    /// What a power cut leaves if nothing pending gets through.
-    durable: Vec<u8>,
-    /// The folder durably knows of the file.
-    known: bool,
-    /// Sectors written since the last sync.
-    pending: BTreeSet<usize>,
+/// What clones share.
+const SHARED_BYTES: usize = 4096;
+const SECTORS: usize = SHARED_BYTES / SECTOR_BYTES;
+
+/// EIO, ENOSPC and EROFS on Linux, everywhere that we build for.
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+const EROFS: i32 = 30;
+
+/// How a write fails.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Failure {
+    /// EIO.
+    #[default]
+    Io,
+    /// ENOSPC.
+    Full,
+    /// EROFS.
+    ReadOnly,
+}
+
+impl Failure {
+    /// As the system call says it.
+    pub fn error(self) -> io::Error {
+        io::Error::from_raw_os_error(match self {
+            Self::Io => EIO,
+            Self::Full => ENOSPC,
+            Self::ReadOnly => EROFS,
+        })
+    }
 }
 
 /// What becomes of a pending sector at a power cut.
@@ -36,10 +58,44 @@ pub enum Fate {
     BitOff,
 }
 
+/// What a power cut decides on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Doubt {
+    /// Whether the folder knows of a new file. [`Fate::Old`]: it is gone.
+    Made(Arc<str>),
+    /// Whether the folder knows that a file is gone. [`Fate::Old`]: it is back.
+    Removed(Arc<str>),
+    /// A file's size. [`Fate::Old`]: as before; [`Fate::New`]: the whole; else as far as the last sector that was kept.
+    Size(Arc<str>),
+    /// One pending sector.
+    Sector(Arc<str>, usize),
+}
+
+/// A file's bytes, in pages that clones share.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Content {
+    pages: Vec<Arc<[u8; SHARED_BYTES]>>,
+    bytes: usize,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct File {
+    /// What reads see.
+    seen: Content,
+    /// What a power cut leaves if nothing pending gets through.
+    durable: Content,
+    /// The folder durably knows of the file.
+    known: bool,
+    /// Sectors written since the last sync.
+    pending: BTreeSet<usize>,
+}
+
 /// One folder in memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SimDisk {
-    files: BTreeMap<String, File>,
+    files: BTreeMap<Arc<str>, Arc<File>>,
+    /// Removed, but the folder on flash may still know them.
+    removed: BTreeMap<Arc<str>, Arc<File>>,
     /// Calls until the power goes: every later call fails and changes nothing.
     pub cut_after: Option<u64>,
     /// Changing calls made.
@@ -48,6 +104,18 @@ pub struct SimDisk {
     pub free_bytes: Option<u64>,
     /// The next so many syncs fail; the kernel forgets that their pages are dirty.
     pub sync_failures: u32,
+    /// The next so many writes fail…
+    pub write_failures: u32,
+    /// … in this way …
+    pub write_failure: Failure,
+    /// … after so many of their bytes.
+    pub write_failure_keeps: usize,
+    /// Every change is answered EROFS.
+    pub read_only: bool,
+    /// Pages of 4,096 bytes, by file and number, that answer EIO when read, until they are written again.
+    pub unreadable: BTreeSet<(String, usize)>,
+    /// How often durable bytes were damaged.
+    pub media_faults: u64,
 }
 
 impl SimDisk {
@@ -56,7 +124,7 @@ impl SimDisk {
         if self.cut_after.is_some_and(|after| self.calls > after) {
             return Err(io::Error::other("the power is off"));
         }
-        Ok(())
+        if self.read_only { Err(Failure::ReadOnly.error()) } else { Ok(()) }
     }
 
     /// How many sectors are pending.
@@ -64,19 +132,69 @@ impl SimDisk {
         self.files.values().map(|file| file.pending.len()).sum()
     }
 
-    /// The power goes and comes back: `fate` decides for each pending sector and each pending folder entry
-    /// ([`Fate::Old`]: the file is gone).
-    pub fn power_cut(&mut self, rng: &mut fastrand::Rng, mut fate: impl FnMut(&mut fastrand::Rng) -> Fate) {
-        for file in self.files.values_mut() {
-            file.known |= fate(rng) != Fate::Old;
-            for sector in std::mem::take(&mut file.pending) {
-                settle(&mut file.durable, &file.seen, sector, fate(rng), rng);
+    /// What a power cut now would decide on. Sectors that are the same before and after are not among it.
+    pub fn doubts(&self) -> Vec<Doubt> {
+        let removed = self.removed.iter().filter(|(_, file)| file.known);
+        let mut doubts: Vec<Doubt> = removed.map(|(name, _)| Doubt::Removed(name.clone())).collect();
+        for (name, file) in &self.files {
+            if !file.known {
+                doubts.push(Doubt::Made(name.clone()));
             }
-            file.seen = file.durable.clone();
+            if file.pending.is_empty() {
+                continue;
+            }
+            if file.seen.bytes != file.durable.bytes {
+                doubts.push(Doubt::Size(name.clone()));
+            }
+            let differs = |sector: &&usize| file.seen.sector(**sector) != file.durable.sector(**sector);
+            doubts.extend(file.pending.iter().filter(differs).map(|sector| Doubt::Sector(name.clone(), *sector)));
         }
+        doubts
+    }
+
+    /// The power goes and comes back: `fate` decides on each doubt.
+    pub fn power_cut(&mut self, rng: &mut fastrand::Rng, mut fate: impl FnMut(&mut fastrand::Rng) -> Fate) {
+        let decided: Vec<_> = self.doubts().into_iter().map(|doubt| (doubt, fate(rng))).collect();
+        self.cut(&decided, rng);
+    }
+
+    /// The power goes and comes back, with these fates; what is not named is [`Fate::Old`].
+    pub fn cut(&mut self, decided: &[(Doubt, Fate)], rng: &mut fastrand::Rng) {
+        let mut removed = std::mem::take(&mut self.removed);
+        for (doubt, fate) in decided {
+            match doubt {
+                Doubt::Removed(name) if *fate != Fate::Old => _ = removed.remove(name),
+                Doubt::Made(name) if *fate != Fate::Old => self.file_mut(name).known = true,
+                Doubt::Size(name) if *fate == Fate::New => {
+                    let file = self.file_mut(name);
+                    file.durable.resize(file.seen.bytes);
+                }
+                Doubt::Sector(name, sector) => {
+                    let keeps_size = decided.contains(&(Doubt::Size(name.clone()), Fate::Old));
+                    let file = self.file_mut(name);
+                    if !keeps_size || sector * SECTOR_BYTES < file.durable.bytes {
+                        file.settle(*sector, *fate, rng);
+                    }
+                }
+                Doubt::Removed(_) | Doubt::Made(_) | Doubt::Size(_) => {}
+            }
+        }
+        // A new file of the same name, if the folder knows it, has taken the old one's place.
         self.files.retain(|_, file| file.known);
-        self.cut_after = None;
+        for (name, file) in removed {
+            self.files.entry(name).or_insert(file);
+        }
+        for file in self.files.values_mut() {
+            if !file.pending.is_empty() || file.seen != file.durable {
+                let file = Arc::make_mut(file);
+                file.pending.clear();
+                file.seen = file.durable.clone();
+            }
+        }
+        self.kill();
         self.sync_failures = 0;
+        self.write_failures = 0;
+        self.read_only = false;
     }
 
     /// The process dies, the machine lives: what was written is seen by the next one, synced or not.
@@ -86,97 +204,227 @@ impl SimDisk {
 
     /// The files as they are.
     pub fn image(&self) -> BTreeMap<String, Vec<u8>> {
-        self.files.iter().map(|(name, file)| (name.clone(), file.seen.clone())).collect()
+        self.files.iter().map(|(name, file)| (name.to_string(), file.seen.to_vec())).collect()
     }
 
     /// A disk with these files, durable.
     pub fn from_image(image: BTreeMap<String, Vec<u8>>) -> Self {
-        let file = |bytes: Vec<u8>| File { seen: bytes.clone(), durable: bytes, known: true, pending: BTreeSet::new() };
-        Self { files: image.into_iter().map(|(name, bytes)| (name, file(bytes))).collect(), ..Self::default() }
+        let file = |bytes: Vec<u8>| {
+            let mut seen = Content::default();
+            seen.write(0, &bytes);
+            Arc::new(File { durable: seen.clone(), seen, known: true, pending: BTreeSet::new() })
+        };
+        Self { files: image.into_iter().map(|(name, bytes)| (name.into(), file(bytes))).collect(), ..Self::default() }
+    }
+
+    /// Each file as a power cut would leave it if nothing pending got through, sector by sector; a file that the
+    /// folder does not know has none.
+    pub fn durable_sectors(&self) -> impl Iterator<Item = (&str, usize, impl Iterator<Item = &[u8]>)> {
+        let lost = self.removed.iter().filter(|(name, _)| !self.files.get(*name).is_some_and(|file| file.known));
+        self.files.iter().chain(lost).filter(|(_, file)| file.known).map(|(name, file)| {
+            let sectors = (0..file.durable.bytes.div_ceil(SECTOR_BYTES)).filter_map(|at| file.durable.sector(at));
+            (&**name, file.durable.bytes, sectors)
+        })
+    }
+
+    /// A pending sector before and after.
+    pub fn sector(&self, name: &str, sector: usize) -> (Option<&[u8]>, Option<&[u8]>) {
+        self.files.get(name).map_or((None, None), |file| (file.durable.sector(sector), file.seen.sector(sector)))
     }
 
     /// A media fault: changes durable bytes.
     pub fn damage(&mut self, name: &str, change: impl FnOnce(&mut [u8])) {
         if let Some(file) = self.files.get_mut(name) {
-            change(&mut file.seen);
+            let file = Arc::make_mut(file);
+            let mut bytes = file.seen.to_vec();
+            change(&mut bytes);
+            file.seen.write(0, &bytes);
             file.durable = file.seen.clone();
             file.pending.clear();
+            self.media_faults += 1;
         }
+    }
+
+    /// A media fault in one durable page of 4,096 bytes: garbage, whatever is pending beside it.
+    pub fn damage_page(&mut self, name: &str, page: usize, rng: &mut fastrand::Rng) {
+        if let Some(file) = self.files.get_mut(name) {
+            let file = Arc::make_mut(file);
+            let mut garbage = [0; SHARED_BYTES];
+            rng.fill(&mut garbage);
+            for content in [&mut file.seen, &mut file.durable] {
+                let bytes = content.bytes.saturating_sub(page * SHARED_BYTES).min(SHARED_BYTES);
+                content.write(page * SHARED_BYTES, &garbage[..bytes]);
+            }
+            self.media_faults += 1;
+        }
+    }
+
+    fn file_mut(&mut self, name: &Arc<str>) -> &mut File {
+        Arc::make_mut(self.files.entry(name.clone()).or_default())
     }
 }
 
-fn settle(image: &mut Vec<u8>, seen: &[u8], sector: usize, fate: Fate, rng: &mut fastrand::Rng) {
-    let start = sector * SECTOR_BYTES;
-    let end = (start + SECTOR_BYTES).min(seen.len());
-    if fate == Fate::Old || start >= end {
-        return;
+impl Content {
+    fn sector(&self, sector: usize) -> Option<&[u8]> {
+        let start = sector * SECTOR_BYTES;
+        let end = (start + SECTOR_BYTES).min(self.bytes);
+        let page = self.pages.get(sector / SECTORS)?;
+        (start < end).then(|| &page[start % SHARED_BYTES..][..end - start])
     }
-    if image.len() < end {
-        image.resize(end, 0);
+
+    fn sector_mut(&mut self, sector: usize) -> Option<&mut [u8]> {
+        let start = sector * SECTOR_BYTES;
+        let end = (start + SECTOR_BYTES).min(self.bytes);
+        let page = self.pages.get_mut(sector / SECTORS)?;
+        (start < end).then(|| &mut Arc::make_mut(page)[start % SHARED_BYTES..][..end - start])
     }
-    let target = &mut image[start..end];
-    match fate {
-        Fate::Old => {}
-        Fate::New => target.copy_from_slice(&seen[start..end]),
-        Fate::Zeros => target.fill(0),
-        Fate::Garbage => rng.fill(target),
-        Fate::BitOff => {
-            target.copy_from_slice(&seen[start..end]);
-            let bit = rng.usize(..target.len() * 8);
-            target[bit / 8] ^= 1 << (bit % 8);
+
+    fn resize(&mut self, bytes: usize) {
+        debug_assert!(bytes >= self.bytes, "the outbox truncates nothing");
+        self.bytes = bytes;
+        if self.pages.len() * SHARED_BYTES < bytes {
+            self.pages.resize(bytes.div_ceil(SHARED_BYTES), Arc::new([0; SHARED_BYTES]));
+        }
+    }
+
+    fn read(&self, offset: usize, buf: &mut [u8]) -> usize {
+        let end = self.bytes.min(offset.saturating_add(buf.len()));
+        let mut at = offset;
+        while at < end {
+            let within = at % SHARED_BYTES;
+            let step = (SHARED_BYTES - within).min(end - at);
+            buf[at - offset..][..step].copy_from_slice(&self.pages[at / SHARED_BYTES][within..][..step]);
+            at += step;
+        }
+        at - offset
+    }
+
+    fn write(&mut self, offset: usize, bytes: &[u8]) {
+        let end = offset + bytes.len();
+        if end > self.bytes {
+            self.resize(end);
+        }
+        let mut at = offset;
+        while at < end {
+            let within = at % SHARED_BYTES;
+            let step = (SHARED_BYTES - within).min(end - at);
+            let from = &bytes[at - offset..][..step];
+            let page = &mut self.pages[at / SHARED_BYTES];
+            if page[within..][..step] != *from {
+                Arc::make_mut(page)[within..][..step].copy_from_slice(from);
+            }
+            at += step;
+        }
+    }
+
+    fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.bytes];
+        self.read(0, &mut bytes);
+        bytes
+    }
+}
+
+impl File {
+    /// What a pending sector becomes.
+    fn settle(&mut self, sector: usize, fate: Fate, rng: &mut fastrand::Rng) {
+        let Some(new) = self.seen.sector(sector).filter(|_| fate != Fate::Old) else { return };
+        let end = sector * SECTOR_BYTES + new.len();
+        if end > self.durable.bytes {
+            self.durable.resize(end);
+        }
+        let Some(target) = self.durable.sector_mut(sector) else { return };
+        match fate {
+            Fate::Old => {}
+            Fate::New => target.copy_from_slice(new),
+            Fate::Zeros => target.fill(0),
+            Fate::Garbage => rng.fill(target),
+            Fate::BitOff => {
+                target.copy_from_slice(new);
+                let bit = rng.usize(..target.len() * 8);
+                target[bit / 8] ^= 1 << (bit % 8);
+            }
+        }
+    }
+
+    /// All that is pending is durable.
+    fn sync(&mut self) {
+        if self.durable.bytes < self.seen.bytes {
+            self.durable.resize(self.seen.bytes);
+        }
+        for sector in std::mem::take(&mut self.pending) {
+            let page = sector / SECTORS;
+            let (Some(new), Some(old)) = (self.seen.pages.get(page), self.durable.pages.get_mut(page)) else {
+                continue;
+            };
+            let start = sector * SECTOR_BYTES % SHARED_BYTES;
+            if new[start..start + SECTOR_BYTES] != old[start..start + SECTOR_BYTES] {
+                Arc::make_mut(old)[start..start + SECTOR_BYTES].copy_from_slice(&new[start..start + SECTOR_BYTES]);
+            }
         }
     }
 }
 
 impl Disk for SimDisk {
     fn list(&mut self) -> io::Result<Vec<Entry>> {
-        let entry = |(name, file): (&String, &File)| Entry { name: name.clone(), bytes: file.seen.len() as u64 };
+        let entry =
+            |(name, file): (&Arc<str>, &Arc<File>)| Entry { name: name.to_string(), bytes: file.seen.bytes as u64 };
         Ok(self.files.iter().map(entry).collect())
     }
 
     fn read_at(&mut self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let file = self.files.get(name).ok_or(io::ErrorKind::NotFound)?;
-        let rest = file.seen.get(offset as usize..).unwrap_or_default();
-        let read = rest.len().min(buf.len());
-        buf[..read].copy_from_slice(&rest[..read]);
-        Ok(read)
+        let offset = offset as usize;
+        let pages = offset / SHARED_BYTES..(offset + buf.len()).div_ceil(SHARED_BYTES);
+        if self.unreadable.iter().any(|(of, page)| of == name && pages.contains(page)) {
+            return Err(Failure::Io.error());
+        }
+        Ok(file.seen.read(offset, buf))
     }
 
     fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.change()?;
+        let fails = self.write_failures > 0;
+        self.write_failures = self.write_failures.saturating_sub(1);
+        let bytes = if fails { &bytes[..bytes.len().min(self.write_failure_keeps)] } else { bytes };
         let offset = offset as usize;
-        let file = self.files.entry(name.into()).or_default();
         let end = offset + bytes.len();
-        let grown = end.saturating_sub(file.seen.len()) as u64;
+        let seen = self.files.get(name).map_or(0, |file| file.seen.bytes);
         if let Some(free) = &mut self.free_bytes {
-            *free = free.checked_sub(grown).ok_or(io::ErrorKind::StorageFull)?;
+            // Opened with O_CREAT: a write without room leaves an empty file.
+            let Some(rest) = free.checked_sub(end.saturating_sub(seen) as u64) else {
+                self.file_mut(&name.into());
+                return Err(Failure::Full.error());
+            };
+            *free = rest;
         }
-        if file.seen.len() < end {
-            file.seen.resize(end, 0);
+        let file = self.file_mut(&name.into());
+        if !bytes.is_empty() {
+            file.seen.write(offset, bytes);
+            file.pending.extend(offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES));
+            let (first, last) = (offset / SHARED_BYTES, end.div_ceil(SHARED_BYTES));
+            self.unreadable.retain(|(of, page)| of != name || !(first..last).contains(page));
         }
-        file.seen[offset..end].copy_from_slice(bytes);
-        file.pending.extend(offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES));
-        Ok(())
+        if fails { Err(self.write_failure.error()) } else { Ok(()) }
     }
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
         self.change()?;
-        let file = self.files.get_mut(name).ok_or(io::ErrorKind::NotFound)?;
+        let file = Arc::make_mut(self.files.get_mut(name).ok_or(io::ErrorKind::NotFound)?);
         if self.sync_failures > 0 {
             self.sync_failures -= 1;
             file.pending.clear();
-            return Err(io::Error::other("the device said no"));
+            return Err(Failure::Io.error());
         }
-        for sector in std::mem::take(&mut file.pending) {
-            let rng = &mut fastrand::Rng::with_seed(0);
-            settle(&mut file.durable, &file.seen, sector, Fate::New, rng);
-        }
+        file.sync();
         Ok(())
     }
 
     fn sync_dir(&mut self) -> io::Result<()> {
         self.change()?;
-        self.files.values_mut().for_each(|file| file.known = true);
+        self.removed.clear();
+        for file in self.files.values_mut().filter(|file| !file.known) {
+            Arc::make_mut(file).known = true;
+        }
         Ok(())
     }
 
@@ -184,7 +432,10 @@ impl Disk for SimDisk {
         self.change()?;
         let file = self.files.remove(name).ok_or(io::ErrorKind::NotFound)?;
         if let Some(free) = &mut self.free_bytes {
-            *free += file.seen.len() as u64;
+            *free += file.seen.bytes as u64;
+        }
+        if file.known {
+            self.removed.insert(name.into(), file);
         }
         Ok(())
     }

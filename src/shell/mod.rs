@@ -13,3 +13,6 @@ pub mod resolver;
 pub mod snapshot;
 pub mod transport;
 pub mod uplink;
+
+/// What a thread does when something is worth a record on topic `$event`: kind and detail.
+pub type EventHook = std::sync::Arc<dyn Fn(&'static str, &str) + Send + Sync>;

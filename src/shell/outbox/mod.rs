@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use crate::config::Commit;
 use crate::outbox::disk::Disk;
-use crate::outbox::{LaneId, Outbox, PushError};
-use crate::record::{Epoch, Fetch, Item, Offer, Seq, Why};
+use crate::outbox::{Event, LaneId, Outbox, PushError};
+use crate::record::{Epoch, Fetch, Item, LaneName, Offer, Seq, Why};
+use crate::shell::EventHook;
 use crate::shell::board::Board;
 use crate::shell::clock;
 use crate::shell::disk::SyncTimes;
@@ -28,6 +29,9 @@ const MEASURE_INTERVAL: Duration = Duration::from_millis(50);
 /// What the load's lists keep between loads.
 const LOAD_KEPT: usize = 256;
 
+/// The answer to a put that flash did not take.
+const IN_RAM_ONLY: &str = "the storage fails: kept in RAM only, and sent if the power stays";
+
 /// Whom the outbox thread talks to.
 pub struct Setup {
     /// What it is told.
@@ -40,6 +44,8 @@ pub struct Setup {
     pub board: Arc<Board>,
     /// How long the disk's syncs take.
     pub sync_times: Arc<SyncTimes>,
+    /// Called with kind and detail of what is worth a record on topic `$event`.
+    pub event: EventHook,
 }
 
 /// Runs the thread's life: until told to stop, then everything in RAM goes to flash.
@@ -115,6 +121,10 @@ impl<D: Disk> Keeper<D> {
         let now = clock::now();
         if self.outbox.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.outbox.handle_timeout(now);
+        }
+        while let Some(Event { kind, detail }) = self.outbox.poll_event() {
+            log::warn!(target: "outbox", "{kind} {detail}");
+            (self.setup.event)(kind, &detail);
         }
         let items = self.fetch(&mut outcomes);
         self.publish(items);
@@ -210,7 +220,7 @@ impl<D: Disk> Keeper<D> {
         let (epoch, seq) = self.outbox.push(lane, draft, now).map_err(words)?;
         let sync = match self.outbox.commit_mode(lane) {
             Commit::Sync => true,
-            Commit::Group => false,
+            Commit::Group | Commit::RamFirst => false,
         };
         let answer_after_commit = match wait {
             None => sync,
@@ -238,8 +248,12 @@ impl<D: Disk> Keeper<D> {
     /// One commit a lane; then everyone who waited for it hears of it.
     fn commit(&mut self, lanes: &[LaneId], outcomes: &mut Vec<Outcome>) {
         for lane in lanes {
+            let (epoch, _) = self.outbox.committed(*lane);
             let result = self.outbox.commit(*lane);
             let now = clock::now();
+            if self.outbox.committed(*lane).0 != epoch {
+                self.on_moved((self.outbox.lane_name(*lane).clone(), epoch), outcomes);
+            }
             let mut sampled = false;
             for taken in self.taken.iter().filter(|taken| taken.lane == *lane) {
                 // A batch that was full may have been committed before the commit that failed.
@@ -263,6 +277,14 @@ impl<D: Disk> Keeper<D> {
         }
         self.taken.clear();
         self.taken.shrink_to(LOAD_KEPT);
+    }
+
+    /// What was not yet on flash has other numbers now, in RAM.
+    fn on_moved(&mut self, name: (LaneName, Epoch), outcomes: &mut Vec<Outcome>) {
+        let next = self.outbox.next(&name.0, name.1);
+        let answer = Answer::Error("degraded", IN_RAM_ONLY.into());
+        self.waiters.answer(&name, next..=Seq::MAX, &answer, outcomes);
+        self.waiters.unwatch_from(&name, next);
     }
 
     fn fetch(&mut self, outcomes: &mut Vec<Outcome>) -> Vec<(Fetch, Vec<Item>)> {
@@ -340,6 +362,6 @@ fn words(error: PushError) -> (&'static str, String) {
     match error {
         PushError::Full => ("full", "the lane is full".into()),
         PushError::TooLarge => ("too_large", "the record is larger than record_bytes_max".into()),
-        PushError::Degraded => ("degraded", "the storage does not take it now".into()),
+        PushError::Degraded => ("degraded", IN_RAM_ONLY.into()),
     }
 }

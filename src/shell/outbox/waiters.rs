@@ -88,6 +88,11 @@ impl Waiters {
         let of_these = |watched: &mut Watched| watched.lane == *name && watched.seq <= seq;
         self.watched.extract_if(.., of_these).map(|watched| watched.boot_ms).collect()
     }
+
+    /// These have other numbers now: they are not measured.
+    pub fn unwatch_from(&mut self, name: &Name, seq: Seq) {
+        self.watched.retain(|watched| watched.lane != *name || watched.seq < seq);
+    }
 }
 
 #[cfg(test)]

@@ -39,8 +39,6 @@ const _: () = assert!(ADDRESSES_MAX <= u8::MAX as usize, "addresses are counted 
 
 /// What the agent wants to be told.
 pub type Hook = Arc<dyn Fn() + Send + Sync>;
-/// The same, with kind and detail of an event.
-pub type EventHook = Arc<dyn Fn(&'static str, &str) + Send + Sync>;
 
 /// What the uplink is made of.
 #[derive(Clone)]
@@ -61,7 +59,7 @@ pub struct Setup {
     /// Called after [`Board::link`] has changed.
     pub link_changed: Hook,
     /// Called with kind and detail of what is worth a record on topic `$event`.
-    pub event: EventHook,
+    pub event: crate::shell::EventHook,
 }
 
 impl fmt::Debug for Setup {
