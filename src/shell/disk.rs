@@ -36,7 +36,9 @@ pub struct RealDisk {
     handles: Vec<Handle>,
     /// Files that are there, as far as the outbox knows.
     known: BTreeMap<String, Known>,
-    /// Taken when the folder had to be made again: the agent's own is in the one that is gone.
+    /// Which file the agent's lock is on, by device and inode.
+    locked: Option<(u64, u64)>,
+    /// Taken when the folder had to be made again: the agent's own is on a file that is gone.
     lock: Option<Lock>,
     times: Arc<SyncTimes>,
 }
@@ -80,6 +82,7 @@ impl RealDisk {
             dir: dir.to_owned(),
             handles: Vec::with_capacity(HANDLES_MAX),
             known: BTreeMap::new(),
+            locked: identity(&dir.join(LOCK_NAME)).ok(),
             lock: None,
             times: Arc::default(),
         }
@@ -132,13 +135,12 @@ impl RealDisk {
     /// Makes the folder, the lock and all files again that are not there.
     fn remake(&mut self) -> io::Result<()> {
         self.handles.clear();
-        if !self.dir.join(LOCK_NAME).try_exists()? {
+        let lock_path = self.dir.join(LOCK_NAME);
+        if self.locked.is_none() || self.locked != identity(&lock_path).ok() {
             self.lock = None;
-            match Lock::try_new(&self.dir) {
-                Ok(lock) => self.lock = Some(lock),
-                // Another agent has begun there: it is its folder now.
-                Err(Locked) => return Err(io::ErrorKind::ResourceBusy.into()),
-            }
+            // Otherwise another agent has begun there, and it is its folder now.
+            self.lock = Some(Lock::try_new(&self.dir).map_err(|Locked| io::ErrorKind::ResourceBusy)?);
+            self.locked = identity(&lock_path).ok();
         }
         let mut made = 0;
         for (name, known) in &mut self.known {
@@ -158,8 +160,8 @@ impl RealDisk {
 
     /// Whether this open file is the one that a start would find.
     fn check_in_place(&self, name: &str, file: &File) -> io::Result<()> {
-        let (held, found) = (file.metadata()?, std::fs::metadata(self.dir.join(name))?);
-        if (held.dev(), held.ino()) == (found.dev(), found.ino()) { Ok(()) } else { Err(gone(name)) }
+        let held = file.metadata()?;
+        if identity(&self.dir.join(name))? == (held.dev(), held.ino()) { Ok(()) } else { Err(gone(name)) }
     }
 
     fn timed(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
@@ -257,6 +259,11 @@ impl Disk for RealDisk {
         let stat = statvfs(&self.dir)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+}
+
+/// Which file lies there, for as long as someone holds it open.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
 fn gone(name: &str) -> io::Error {

@@ -65,6 +65,7 @@ impl Bench {
             uplink: Arc::clone(&self.uplink),
             local: Arc::clone(&self.local),
             board: Arc::clone(&self.board),
+            event: Arc::new(|_, _| ()),
             sync_times: disk.sync_times(),
         };
         let (outbox, _) = Outbox::open(disk, &self.config, 7);
