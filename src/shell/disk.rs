@@ -1,6 +1,7 @@
 //! The outbox's folder on a real file system, by std and rustix, and the lock that keeps a second agent out of it.
 //! It performs: what an error means is the outbox's to decide. Storage goes and comes back under a running agent:
-//! - A handle with which a call has failed is dropped; the next call opens the file that is there by then.
+//! - When a call fails all handles are dropped: the next call opens the file that is there by then, and meanwhile no
+//!   file of ours is in the way of a repair.
 //! - A sync is only good if what it synced is what lies at the file's path: a folder that was removed, moved or mounted
 //!   over takes writes for as long as someone holds a file in it, and no start will ever find them.
 //! - What was removed is made again, folder, lock and files (zeros, so that writes stay in place). A file that is not
@@ -93,7 +94,7 @@ impl RealDisk {
         Arc::clone(&self.times)
     }
 
-    /// An open file for a call; kept when the call is good.
+    /// An open file for a call.
     fn with<T>(
         &mut self,
         name: &str,
@@ -101,11 +102,12 @@ impl RealDisk {
         call: impl FnOnce(&Self, &File) -> io::Result<T>,
     ) -> io::Result<T> {
         let held = self.handles.iter().position(|held| held.name == name).map(|index| self.handles.remove(index));
-        let handle = match held {
-            Some(handle) if handle.writable || !write => handle,
-            Some(_) | None => self.open(name, write)?,
+        let handle = match held.filter(|held| held.writable || !write) {
+            Some(handle) => Ok(handle),
+            None => self.open(name, write),
         };
-        let result = call(self, &handle.file)?;
+        let called = handle.and_then(|handle| call(self, &handle.file).map(|result| (handle, result)));
+        let (handle, result) = called.inspect_err(|_| self.handles.clear())?;
         if self.handles.len() >= HANDLES_MAX {
             // Closing loses no write: a sync through a new handle reaches the same pages and sees their errors.
             self.handles.remove(0);

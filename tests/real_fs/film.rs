@@ -51,7 +51,7 @@ impl Recorder {
 }
 
 impl Medium for Recorder {
-    fn write(&self, file: &Backing, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, file: &Backing, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         file.file.write_all_at(bytes, offset)?;
         let mut reel = self.reel();
         reel.1 += bytes.len();
@@ -59,7 +59,7 @@ impl Medium for Recorder {
             return Err(io::ErrorKind::StorageFull.into());
         }
         reel.0.push(Event::Write { offset: offset as usize, bytes: bytes.into() });
-        Ok(())
+        Ok(bytes.len())
     }
 
     fn sync(&self, _: &Backing) -> io::Result<()> {

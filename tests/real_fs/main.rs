@@ -33,7 +33,7 @@ use support::TempDir;
 use verdict::{Books, Tally};
 
 /// Cuts of each variant.
-const CUTS: u64 = 15;
+const CUTS: u64 = 40;
 /// Rounds of load (offline, online, kill) that are filmed.
 const ROUNDS: u64 = 1;
 /// Cuts by a disk that lies: enough that not each can fall where nothing was promised lately.

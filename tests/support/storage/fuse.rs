@@ -12,9 +12,11 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    INodeNo, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
     ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
+
+use super::{text, try_run};
 
 /// Whose hands everything passes through. As it stands, a sound disk.
 pub trait Medium: Send + Sync + 'static {
@@ -23,9 +25,10 @@ pub trait Medium: Send + Sync + 'static {
         file.read(offset, buf)
     }
 
-    /// Writes all.
-    fn write(&self, file: &Backing, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        file.file.write_all_at(bytes, offset)
+    /// Writes; how many of the bytes it took.
+    fn write(&self, file: &Backing, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        file.file.write_all_at(bytes, offset)?;
+        Ok(bytes.len())
     }
 
     /// What was written is durable. The folder below needs no sync of its own: no power is cut there.
@@ -38,8 +41,8 @@ pub trait Medium: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Before a file is looked up or opened.
-    fn open(&self) -> io::Result<()> {
+    /// Before a file is opened.
+    fn open(&self, _to_write: bool) -> io::Result<()> {
         Ok(())
     }
 }
@@ -68,7 +71,15 @@ impl Backing {
 
 /// A mounted folder; gone when dropped.
 pub struct Folder {
+    point: PathBuf,
     _session: BackgroundSession,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // A loop device lets go of its file some time after its mount is gone: the name goes now, the rest then.
+        let _namespace_goes = try_run("umount", &["--lazy", text(&self.point)]);
+    }
 }
 
 impl Folder {
@@ -79,7 +90,8 @@ impl Folder {
         }
         let folder = Passing { below: below.into(), medium, nodes: Mutex::default() };
         let session = fuser::spawn_mount(folder, point, &Config::default());
-        Self { _session: session.expect("root may mount a FUSE folder where there is /dev/fuse") }
+        let session = session.expect("root may mount a FUSE folder where there is /dev/fuse");
+        Self { point: point.into(), _session: session }
     }
 }
 
@@ -187,7 +199,7 @@ fn attributes(ino: INodeNo, meta: &Metadata) -> FileAttr {
 
 impl Filesystem for Passing {
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.medium.open().and_then(|()| self.find(name, false)) {
+        match self.find(name, false) {
             Ok(attributes) => reply.entry(&TTL, &attributes, Generation(0)),
             Err(error) => reply.error(error.into()),
         }
@@ -224,8 +236,9 @@ impl Filesystem for Passing {
         }
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.medium.open().and_then(|()| self.file(ino)) {
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let to_write = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        match self.medium.open(to_write).and_then(|()| self.file(ino)) {
             Ok(_) => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
             Err(error) => reply.error(error.into()),
         }
@@ -271,7 +284,7 @@ impl Filesystem for Passing {
         reply: ReplyWrite,
     ) {
         match self.file(ino).and_then(|file| self.medium.write(&file, offset, data)) {
-            Ok(()) => reply.written(u32::try_from(data.len()).expect("a request is some MiB at most")),
+            Ok(count) => reply.written(u32::try_from(count).expect("a request is some MiB at most")),
             Err(error) => reply.error(error.into()),
         }
     }
@@ -292,7 +305,7 @@ impl Filesystem for Passing {
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        match self.medium.open().and_then(|()| self.names()) {
+        match self.names() {
             Ok(names) => {
                 for (index, (ino, name)) in names.iter().enumerate().skip(offset as usize) {
                     if reply.add(*ino, index as u64 + 1, FileType::RegularFile, name) {
