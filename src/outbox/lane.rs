@@ -61,6 +61,18 @@ impl<D: Disk> Io<D> {
         self.syncs += 1;
         self.disk.sync(name)
     }
+
+    /// `fsync` of the folder, counted.
+    pub fn sync_dir(&mut self) -> io::Result<()> {
+        self.syncs += 1;
+        self.disk.sync_dir()
+    }
+
+    /// Removes a file for good: segments go in an order, and no power cut brings an older one back alone.
+    pub fn remove(&mut self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)?;
+        self.sync_dir()
+    }
 }
 
 /// What a batch is written for.
@@ -440,7 +452,9 @@ impl Lane {
             // The newest one last: it says that the others are done with.
             segments.sort_by_key(|segment| segment.used.map_or(0, |used| used.lap));
             for segment in segments {
-                let _ = io.disk.remove(&segment_name(&self.name, segment.number));
+                if io.remove(&segment_name(&self.name, segment.number)).is_err() {
+                    break;
+                }
             }
         }
         drained

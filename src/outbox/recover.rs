@@ -60,7 +60,7 @@ impl Lane {
             let Some((_, number)) = parse_segment_name(&entry.name) else { continue };
             // Longer than any segment is hostile: what lies behind is left alone.
             let pages = (entry.bytes.min(u64::from(SEGMENT_BYTES_MAX)) / PAGE_BYTES as u64) as u32;
-            let mut segment = Segment { number, pages, used: None };
+            let mut segment = Segment { number, pages, used: None, lap: 0 };
             match self.scan(io, &segment) {
                 Scan::Empty => {}
                 Scan::Remake { unknown: lost } => {
@@ -300,6 +300,7 @@ impl Lane {
             let (page, records) = if newest { (walk.page, walk.records) } else { (self.segments[*index].pages, 0) };
             let batches = if newest { walk.headers.len() as u32 } else { 0 };
             let used = Use { origin: first.origin, lap: first.lap, first: first.first, end, records, batches, page };
+            self.segments[*index].lap = first.lap;
             self.segments[*index].used = Some(used);
         }
         suspects

@@ -20,6 +20,9 @@ pub struct Segment {
     pub pages: u32,
     /// What lies in it; `None`: may be written.
     pub used: Option<Use>,
+    /// The last lap in it: what is left of a log that is done with goes in this order, its newest header last. Else a
+    /// start would find an older one and take it for the newest.
+    pub lap: u32,
 }
 
 /// What lies in a segment.
@@ -90,7 +93,8 @@ impl Lane {
 
     /// A segment that may be written: never used, or covered whole by a header that is on flash.
     pub(super) fn free(&self) -> Option<usize> {
-        let unused = self.segments.iter().position(|segment| segment.used.is_none() && !self.is_small(segment));
+        let unused = |index: &usize| self.segments[*index].used.is_none() && !self.is_small(&self.segments[*index]);
+        let unused = (0..self.segments.len()).filter(unused).min_by_key(|index| self.segments[*index].lap);
         let oldest = || self.oldest().filter(|&index| !self.is_small(&self.segments[index]));
         unused.or_else(|| oldest().filter(|&index| self.is_covered(index, Log::covered_durably)))
     }
@@ -145,14 +149,25 @@ impl Lane {
         if newest.is_none_or(|used| used.batches < 2) {
             return;
         }
-        for index in (0..self.segments.len()).rev() {
-            let free = !current.contains(&Some(index)) && self.is_covered(index, Log::covered_twice);
-            if free && (self.is_small(&self.segments[index]) || bytes > self.bytes_max()) {
-                let segment = self.segments.remove(index);
+        let free = |index: &usize| !current.contains(&Some(*index)) && self.is_covered(*index, Log::covered_twice);
+        let mut free: Vec<usize> = (0..self.segments.len()).filter(free).collect();
+        free.sort_by_key(|index| self.segments[*index].lap);
+        let mut gone = Vec::new();
+        for index in free {
+            let segment = &self.segments[index];
+            if self.is_small(segment) || bytes > self.bytes_max() {
                 bytes -= segment.bytes();
-                let _ = io.disk.remove(&segment_name(&self.name, segment.number));
-                self.cursor.forget();
+                gone.push(segment.number);
+            } else if segment.used.is_none() && segment.lap > 0 {
+                break;
             }
+        }
+        for number in gone {
+            if io.remove(&segment_name(&self.name, number)).is_err() {
+                break;
+            }
+            self.segments.retain(|segment| segment.number != number);
+            self.cursor.forget();
         }
     }
 
@@ -161,7 +176,8 @@ impl Lane {
     pub(super) fn make_room<D: Disk>(&mut self, io: &mut Io<D>, pages: u32, records: u32) -> Result<usize, PushError> {
         let index = self.logs.len() - 1;
         let origin = self.logs[index].origin;
-        loop {
+        // Each turn covers, takes or makes one.
+        for _ in 0..2 * self.segments.len() + 4 {
             if let Some(current) = self.current(origin).filter(|&current| self.segments[current].fits(pages, records)) {
                 return Ok(current);
             }
@@ -185,6 +201,7 @@ impl Lane {
                 config::Overflow::DropOldest => self.drop_segment(io, oldest)?,
             }
         }
+        Err(PushError::Degraded)
     }
 
     fn owner(&self, index: usize) -> Option<usize> {
@@ -210,6 +227,7 @@ impl Lane {
     pub(super) fn take(&mut self, segment: usize, log: usize) {
         self.lap += 1;
         let log = &self.logs[log];
+        self.segments[segment].lap = self.lap;
         self.segments[segment].used = Some(Use {
             origin: log.origin,
             lap: self.lap,
@@ -237,7 +255,7 @@ impl Lane {
             let _ = io.disk.remove(&name);
             return false;
         }
-        self.segments.push(Segment { number, pages: self.segment_bytes / PAGE_BYTES as u32, used: None });
+        self.segments.push(Segment { number, pages: self.segment_bytes / PAGE_BYTES as u32, used: None, lap: 0 });
         true
     }
 }
@@ -266,6 +284,5 @@ pub fn make_segment<D: Disk>(io: &mut Io<D>, name: &str, bytes: u32) -> io::Resu
     }
     io.purposes.segments += u64::from(bytes);
     io.sync(name)?;
-    io.syncs += 1;
-    io.disk.sync_dir()
+    io.sync_dir()
 }
