@@ -148,7 +148,9 @@ impl World {
                     let segment = name.rsplit('.').nth(1).and_then(|number| number.parse().ok()).unwrap_or(0);
                     let header = Header::decode(&bytes[..PAYLOAD_BYTES], Place { segment, page });
                     let tag = backhaul::outbox::format::page(bytes, Place { segment, page });
-                    let words = header.map(|h| (h.origin % 1000, h.epoch % 1000, h.base, h.lap, h.first, h.count, h.acked, h.floor, h.reserved));
+                    let words = header.map(|h| {
+                        (h.origin % 1000, h.epoch % 1000, h.base, h.lap, h.first, h.count, h.acked, h.floor, h.reserved)
+                    });
                     eprintln!("    {name} {page} {tag:?} {words:?}");
                 }
             }

@@ -192,13 +192,14 @@ impl Lane {
                 self.cover(io, owner)?;
                 continue;
             }
-            if self.grow(io) {
+            // Storage that fails is not a full lane: what it holds can still be sent.
+            if self.grow(io).map_err(|error| self.refusal(&error))? {
                 continue;
             }
-            let (Some(oldest), Some(config)) = (oldest, &self.config) else { return Err(PushError::Degraded) };
-            match config.overflow {
-                config::Overflow::Reject => return Err(PushError::Full),
-                config::Overflow::DropOldest => self.drop_segment(io, oldest)?,
+            match (self.config.as_ref().map(|config| config.overflow), oldest) {
+                (Some(config::Overflow::Reject), _) => return Err(PushError::Full),
+                (Some(config::Overflow::DropOldest), Some(oldest)) => self.drop_segment(io, oldest)?,
+                (Some(config::Overflow::DropOldest), None) | (None, _) => return Err(PushError::Degraded),
             }
         }
         Err(PushError::Degraded)
@@ -219,7 +220,8 @@ impl Lane {
     fn cover<D: Disk>(&mut self, io: &mut Io<D>, owner: usize) -> Result<(), PushError> {
         match self.write_header(io, owner, Purpose::Acks, Reach::Again) {
             Ok(true) => Ok(()),
-            Ok(false) | Err(_) => Err(PushError::Degraded),
+            Ok(false) => Err(PushError::Degraded),
+            Err(error) => Err(self.refusal(&error)),
         }
     }
 
@@ -241,10 +243,11 @@ impl Lane {
     }
 
     /// Makes one more segment, if it may: zeros, synced, and known to the folder, so that later writes are in place.
-    pub(super) fn grow<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
+    /// False: there is no room for it, and the bound is what there is.
+    pub(super) fn grow<D: Disk>(&mut self, io: &mut Io<D>) -> io::Result<bool> {
         let held: Vec<usize> = (0..self.segments.len()).collect();
         if !self.may_grow(&held) || !self.has_headroom(io) {
-            return false;
+            return Ok(false);
         }
         let taken: BTreeSet<u32> = self.segments.iter().map(|segment| segment.number).collect();
         let number = (0..).find(|number| !taken.contains(number)).expect("endless");
@@ -253,10 +256,10 @@ impl Lane {
             self.warn(io, &error);
             // What there is of it would only take space.
             let _ = io.disk.remove(&name);
-            return false;
+            return if error.kind() == io::ErrorKind::StorageFull { Ok(false) } else { Err(error) };
         }
         self.segments.push(Segment { number, pages: self.segment_bytes / PAGE_BYTES as u32, used: None, lap: 0 });
-        true
+        Ok(true)
     }
 }
 

@@ -95,12 +95,7 @@ impl RealDisk {
     }
 
     /// An open file for a call.
-    fn with<T>(
-        &mut self,
-        name: &str,
-        write: bool,
-        call: impl FnOnce(&Self, &File) -> io::Result<T>,
-    ) -> io::Result<T> {
+    fn with<T>(&mut self, name: &str, write: bool, call: impl FnOnce(&Self, &File) -> io::Result<T>) -> io::Result<T> {
         let held = self.handles.iter().position(|held| held.name == name).map(|index| self.handles.remove(index));
         let handle = match held.filter(|held| held.writable || !write) {
             Some(handle) => Ok(handle),

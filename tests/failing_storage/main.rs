@@ -171,7 +171,8 @@ fn an_ext4_that_is_mounted_read_only_and_then_writable() {
     rig.put_committed(20);
     rig.agent.kill9();
     drop(mount);
-    let mount = LoopMount::try_new(&image, &rig.dir().join("outbox"), "ro").expect("it was mounted before");
+    let mount = LoopMount::try_new(&image, &rig.dir().join("outbox"), "rw").expect("it was mounted before");
+    mount.remount("ro");
     rig.agent.start();
     rig.agent.wait_listening();
     rig.link(Mode::Pass);

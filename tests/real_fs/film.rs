@@ -186,5 +186,7 @@ fn a_cut_keeps_what_was_flushed_and_tears_what_was_not() {
     let sectors = torn.chunks(SECTOR_BYTES).map(|sector| (sector[0], sector.iter().all(|byte| *byte == sector[0])));
     let (kinds, whole): (Vec<u8>, Vec<bool>) = sectors.unzip();
     assert!(whole.iter().all(|whole| *whole), "a sector is written whole or not at all");
-    assert!(kinds[..4].iter().all(|kind| [1, 2].contains(kind)) && kinds[4..8].iter().all(|kind| [0, 3].contains(kind)));
+    assert!(
+        kinds[..4].iter().all(|kind| [1, 2].contains(kind)) && kinds[4..8].iter().all(|kind| [0, 3].contains(kind))
+    );
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    INodeNo, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
 use super::{text, try_run};
@@ -120,7 +120,11 @@ impl Passing {
 
     fn file(&self, ino: INodeNo) -> io::Result<Arc<Backing>> {
         let index = ino.0.checked_sub(FIRST_FILE).ok_or(io::ErrorKind::IsADirectory)?;
-        self.nodes().files.get(index as usize).cloned().ok_or_else(|| io::Error::from_raw_os_error(Errno::ENOENT.code()))
+        self.nodes()
+            .files
+            .get(index as usize)
+            .cloned()
+            .ok_or_else(|| io::Error::from_raw_os_error(Errno::ENOENT.code()))
     }
 
     /// The file of this name, opened below once for everyone.

@@ -45,7 +45,8 @@ fn possible(programs: &[&str]) -> Result<(), String> {
         return Err(format!("/dev/fuse: {error}"));
     }
     for program in programs.iter().chain(&["unshare"]) {
-        if let Err(error) = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status() {
+        if let Err(error) = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status()
+        {
             return Err(format!("{program}: {error}"));
         }
     }
