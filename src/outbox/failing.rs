@@ -43,6 +43,8 @@ impl Lane {
     pub(super) fn go_on_in_ram<D: Disk>(&mut self, io: &mut Io<D>) {
         let waiting = self.logs.last_mut().map(Log::seal).unwrap_or_default();
         self.logs.iter_mut().for_each(|log| log.recent.shrink(0));
+        // A segment in which nothing could be written holds no log's newest header.
+        self.segments.iter_mut().filter(|segment| segment.is_blank()).for_each(|segment| segment.used = None);
         let mut log = Log::new(io.draw(), io.draw(), Leave::AtOnce);
         for (draft, since) in waiting {
             log.push(draft, since);
@@ -110,11 +112,11 @@ impl Lane {
     /// The folder could not be listed at the start: what lies there comes first, lest it be overwritten.
     fn recover_late<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
         let Ok(files) = io.disk.list() else { return false };
-        let own = |file: &Entry| parse_segment_name(&file.name).is_some_and(|(name, _)| name == self.name);
-        let files: Vec<Entry> = files.into_iter().filter(own).collect();
+        let own = |file: &Entry| parse_segment_name(&file.name).filter(|(name, _)| *name == self.name);
+        let segments: Vec<(u32, u64)> = files.iter().filter_map(|file| Some((own(file)?.1, file.bytes))).collect();
         self.unlisted = false;
         let mut in_ram = std::mem::take(&mut self.logs);
-        self.recover(io, &files, &mut Report::default());
+        self.recover(io, &segments, &mut Report::default());
         if self.log().leave == Leave::AtOnce {
             // Nothing could be begun: the log that is there already goes on.
             self.logs.pop();

@@ -35,6 +35,7 @@
 //! new epoch for a whole lane (protocol rule 7) is therefore one header with another epoch and base: one page, atomic.
 //! `origin` names the log; `lap` counts the lane's segment turns, so that it orders segments and dates pages.
 
+use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
 use super::Draft;
@@ -59,6 +60,8 @@ pub const SEGMENT_BYTES_MAX: u32 = 4 << 20;
 pub const SEGMENT_RECORDS_MAX: u32 = 32_768;
 
 const FIXED_BYTES: usize = 88;
+/// A record's checksum.
+const CRC_BYTES: usize = 4;
 /// Length, CRC and one byte.
 const RECORD_BYTES_MIN: u32 = 1 + 4 + 1;
 /// No lane takes as many segment turns: flash would have worn out long before.
@@ -298,9 +301,13 @@ struct Stored {
 
 /// What a record takes in a batch, framed: to the byte what [`RecordArea::push`] appends.
 pub fn record_bytes(draft: &Draft) -> usize {
+    let encoded = encoded_bytes(draft);
+    varint_bytes(encoded as u64) + CRC_BYTES + encoded
+}
+
+fn encoded_bytes(draft: &Draft) -> usize {
     let text = |text: &[u8]| varint_bytes(text.len() as u64) + text.len();
-    let encoded = 1
-        + draft.at.map_or(0, varint_bytes)
+    1 + draft.at.map_or(0, varint_bytes)
         + varint_bytes(draft.boot.into())
         + varint_bytes(draft.boot_ms)
         + varint_bytes(draft.ttl_s.into())
@@ -308,8 +315,7 @@ pub fn record_bytes(draft: &Draft) -> usize {
         + 1
         + draft.key.as_ref().map_or(0, |key| text(key.as_bytes()))
         + 1
-        + text(draft.body.as_bytes());
-    varint_bytes(encoded as u64) + 4 + encoded
+        + text(draft.body.as_bytes())
 }
 
 fn varint_bytes(value: u64) -> usize {
@@ -324,9 +330,10 @@ fn record_crc_prefix(header: &Header) -> u32 {
 }
 
 fn record_crc(prefix: u32, position: u64, bytes: &[u8]) -> u32 {
-    let crc = crc32c::crc32c_append(prefix, &position.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc, &(bytes.len() as u32).to_le_bytes());
-    crc32c::crc32c_append(crc, bytes)
+    let mut name = [0; 12];
+    name[..8].copy_from_slice(&position.to_le_bytes());
+    name[8..].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+    crc32c::crc32c_append(crc32c::crc32c_append(prefix, &name), bytes)
 }
 
 /// Records on their way to flash: framed and encoded once, checksummed when their place is known.
@@ -346,19 +353,18 @@ struct Span {
 impl RecordArea {
     /// Appends a record.
     pub fn push(&mut self, draft: &Draft) {
-        // Field by field what `Stored` reads, without a copy of topic and body.
+        // Field by field what `Stored` reads, without a copy of topic and body, straight into the area.
         let stored = (&draft.at, draft.boot, draft.boot_ms, draft.ttl_s, &draft.topic, &draft.key, &draft.body);
-        let encoded = postcard::to_stdvec(&stored).expect("plain data encodes");
-        let mut length = encoded.len();
+        let mut length = encoded_bytes(draft);
         while length >= 0x80 {
             self.bytes.push(length as u8 | 0x80);
             length >>= 7;
         }
-        self.bytes.push(length as u8);
-        self.bytes.extend_from_slice(&[0; 4]);
-        let start = self.bytes.len() as u32;
-        self.bytes.extend_from_slice(&encoded);
-        self.spans.push(Span { start, end: self.bytes.len() as u32 });
+        self.bytes.extend_from_slice(&[length as u8, 0, 0, 0, 0]);
+        let start = self.bytes.len();
+        postcard::serialize_with_flavor(&stored, Append(&mut self.bytes)).expect("plain data encodes");
+        debug_assert_eq!(self.bytes.len() - start, encoded_bytes(draft));
+        self.spans.push(Span { start: start as u32, end: self.bytes.len() as u32 });
     }
 
     /// Bytes of all records with their frames.
@@ -386,7 +392,7 @@ impl RecordArea {
         for (position, span) in (header.first..).zip(&self.spans) {
             let (start, end) = (span.start as usize, span.end as usize);
             let crc = record_crc(prefix, position, &self.bytes[start..end]);
-            self.bytes[start - 4..start].copy_from_slice(&crc.to_le_bytes());
+            self.bytes[start - CRC_BYTES..start].copy_from_slice(&crc.to_le_bytes());
         }
         out.clear();
         let mut payload = Vec::with_capacity(header.bytes());
@@ -412,6 +418,27 @@ impl RecordArea {
                 break;
             }
         }
+    }
+}
+
+/// Postcard's output at the end of what is there: its own flavours copy byte by byte, or allocate for each record.
+struct Append<'a>(&'a mut Vec<u8>);
+
+impl Flavor for Append<'_> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
     }
 }
 

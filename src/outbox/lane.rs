@@ -67,12 +67,6 @@ impl<D: Disk> Io<D> {
         self.syncs += 1;
         self.disk.sync_dir()
     }
-
-    /// Removes a file for good: segments go in an order, and no power cut brings an older one back alone.
-    pub fn remove(&mut self, name: &str) -> io::Result<()> {
-        self.disk.remove(name)?;
-        self.sync_dir()
-    }
 }
 
 /// What a batch is written for.
@@ -108,6 +102,10 @@ pub struct Lane {
     pub(super) segment_bytes: u32,
     pub(super) headroom_bytes_min: u64,
     pub(super) segments: Vec<Segment>,
+    /// Where the segment of the newest turn lies in `segments`, if none was removed since.
+    pub(super) last_taken: usize,
+    /// There may be segments that are too small, or too many.
+    pub(super) may_shed: bool,
     /// Oldest first; the last one takes records.
     pub(super) logs: Vec<Log>,
     /// The newest segment turn.
@@ -138,6 +136,8 @@ impl Lane {
             segment_bytes,
             headroom_bytes_min,
             segments: Vec::new(),
+            last_taken: 0,
+            may_shed: true,
             logs: Vec::new(),
             lap: 0,
             cursor: Cursor::default(),
@@ -159,12 +159,12 @@ impl Lane {
         self.logs.push(log);
         let begun = self.make_room(io, 1, 0).and_then(|_| self.write_first_header(io));
         if begun.is_err() {
-            if let Some(failed) = self.current(origin) {
-                // Another one is tried next.
-                let failed = self.segments.remove(failed);
-                self.segments.push(failed);
-            }
+            let failed = self.current(origin).map(|index| self.segments[index].number);
             self.close(self.logs.len() - 1);
+            if let Some(number) = failed {
+                // A new file has other blocks.
+                self.remove(io, number);
+            }
         }
         begun
     }
@@ -401,6 +401,7 @@ impl Lane {
             self.warn(io, &error);
             return Err(error);
         }
+        segment.lap = used.lap;
         used.page = place.page + header.pages();
         used.records += header.count;
         used.batches += 1;
@@ -445,6 +446,7 @@ impl Lane {
     /// A log goes; its segments are free.
     pub(super) fn close(&mut self, log: usize) {
         let origin = self.logs.remove(log).origin;
+        self.may_shed = true;
         self.segments.iter_mut().filter(|s| s.used.is_some_and(|u| u.origin == origin)).for_each(|s| s.used = None);
         self.cursor.forget();
     }
@@ -453,11 +455,10 @@ impl Lane {
     pub fn remove_if_drained<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
         let drained = self.logs.iter().all(Log::is_drained);
         if drained {
-            let mut segments = std::mem::take(&mut self.segments);
             // The newest one last: it says that the others are done with.
-            segments.sort_by_key(|segment| segment.used.map_or(0, |used| used.lap));
-            for segment in segments {
-                if io.remove(&segment_name(&self.name, segment.number)).is_err() {
+            self.segments.sort_by_key(|segment| segment.lap);
+            for number in self.segments.iter().map(|segment| segment.number).collect::<Vec<_>>() {
+                if !self.remove(io, number) {
                     break;
                 }
             }

@@ -159,18 +159,21 @@ impl<D: Disk> Outbox<D> {
         for lane in &config.lanes {
             lanes.push(new(lane.name.clone(), Some(lane.clone())));
         }
-        for (name, _) in files.iter().filter_map(|file| parse_segment_name(&file.name)) {
-            if lanes.iter().all(|lane| lane.name != name) {
-                lanes.push(new(name, None));
+        let segment = |file: &Entry| parse_segment_name(&file.name).map(|(lane, number)| (lane, number, file.bytes));
+        let segments: Vec<(LaneName, u32, u64)> = files.iter().filter_map(segment).collect();
+        drop(files);
+        for (name, ..) in &segments {
+            if lanes.iter().all(|lane| lane.name != *name) {
+                lanes.push(new(name.clone(), None));
             }
         }
         for lane in &mut lanes {
-            let own = |file: &&Entry| parse_segment_name(&file.name).is_some_and(|(name, _)| name == lane.name);
-            let own: Vec<Entry> = files.iter().filter(own).cloned().collect();
             if unlisted {
                 lane.go_on_in_ram(&mut io);
                 lane.unlisted = true;
             } else {
+                let own = segments.iter().filter(|(name, ..)| *name == lane.name);
+                let own: Vec<(u32, u64)> = own.map(|(_, number, bytes)| (*number, *bytes)).collect();
                 lane.recover(&mut io, &own, &mut report);
             }
         }

@@ -4,12 +4,12 @@
 use std::io;
 
 use super::Report;
-use super::disk::{Disk, Entry};
+use super::disk::Disk;
 use super::format::{self, Header, PAGE_BYTES, Page, Place, SEGMENT_BYTES_MAX, Slot};
 use super::lane::{Io, Lane, Purpose, Reach};
 use super::log::{Leave, Log, RESERVE_STEP};
 use super::runs::Runs;
-use super::segments::{Segment, Use, make_segment, parse_segment_name, segment_name};
+use super::segments::{Segment, Use, make_segment, segment_name};
 use crate::record::Why;
 
 /// What a segment's pages say at first sight.
@@ -50,16 +50,16 @@ struct Repairs {
 }
 
 impl Lane {
-    /// Takes in the lane's files. Afterwards it has at least one log, unless storage takes nothing at all.
-    pub fn recover<D: Disk>(&mut self, io: &mut Io<D>, files: &[Entry], report: &mut Report) {
+    /// Takes in the lane's segments: number and size in bytes. Afterwards it has at least one log, unless storage takes
+    /// nothing at all.
+    pub fn recover<D: Disk>(&mut self, io: &mut Io<D>, files: &[(u32, u64)], report: &mut Report) {
         let Report { notes, lost_lanes, .. } = report;
         let mut scanned: Vec<(usize, Header, bool)> = Vec::new();
         let mut repairs = Repairs::default();
         let mut unknown = 0;
-        for entry in files {
-            let Some((_, number)) = parse_segment_name(&entry.name) else { continue };
+        for &(number, bytes) in files {
             // Longer than any segment is hostile: what lies behind is left alone.
-            let pages = (entry.bytes.min(u64::from(SEGMENT_BYTES_MAX)) / PAGE_BYTES as u64) as u32;
+            let pages = (bytes.min(u64::from(SEGMENT_BYTES_MAX)) / PAGE_BYTES as u64) as u32;
             let mut segment = Segment { number, pages, used: None, lap: 0 };
             match self.scan(io, &segment) {
                 Scan::Empty => {}
@@ -78,6 +78,8 @@ impl Lane {
         }
         scanned.sort_by_key(|(_, header, _)| header.lap);
         self.lap = scanned.last().map_or(0, |(_, header, _)| header.lap);
+        self.may_shed = true;
+        self.last_taken = scanned.last().map_or(0, |(index, ..)| *index);
         let mut origins: Vec<u64> = Vec::new();
         for (_, header, _) in &scanned {
             origins.retain(|origin| *origin != header.origin);
@@ -85,7 +87,7 @@ impl Lane {
         }
         // Oldest log first: in the order of their newest segments.
         for (index, origin) in origins.iter().enumerate() {
-            let own: Vec<_> = scanned.iter().filter(|(_, header, _)| header.origin == *origin).cloned().collect();
+            let own: Vec<_> = scanned.iter().filter(|(_, header, _)| header.origin == *origin).collect();
             let newest = index + 1 == origins.len();
             let mut own_repairs = self.recover_log(io, &own, newest, if newest { unknown } else { 0 }, notes);
             if newest {
@@ -210,12 +212,12 @@ impl Lane {
     fn recover_log<D: Disk>(
         &mut self,
         io: &mut Io<D>,
-        own: &[(usize, Header, bool)],
+        own: &[&(usize, Header, bool)],
         newest_log: bool,
         unknown: u64,
         notes: &mut Vec<String>,
     ) -> Repairs {
-        let Some((newest, first, _)) = own.last() else { return Repairs::default() };
+        let Some(&(newest, first, _)) = own.last() else { return Repairs::default() };
         let segment = self.segments[*newest].clone();
         // After SIGKILL the page cache may hold what flash does not.
         if let Err(error) = io.sync(&segment_name(&self.name, segment.number)) {
@@ -284,7 +286,7 @@ impl Lane {
 
     /// Says of each segment what lies in it. Returns the numbers of those whose first page is damaged and whose
     /// other pages are covered: a new lap may have begun there.
-    fn place(&mut self, own: &[(usize, Header, bool)], walk: &Walk, log: &Log) -> Vec<u32> {
+    fn place(&mut self, own: &[&(usize, Header, bool)], walk: &Walk, log: &Log) -> Vec<u32> {
         let mut suspects = Vec::new();
         for (rank, (index, first, first_page_bad)) in own.iter().enumerate() {
             let newest = rank + 1 == own.len();

@@ -1,6 +1,5 @@
 //! Where a batch may go: a lane's segments on flash, which of them may be written again, and how many there may be.
 
-use std::collections::BTreeSet;
 use std::io;
 
 use super::PushError;
@@ -20,7 +19,7 @@ pub struct Segment {
     pub pages: u32,
     /// What lies in it; `None`: may be written.
     pub used: Option<Use>,
-    /// The last lap in it: what is left of a log that is done with goes in this order, its newest header last. Else a
+    /// The newest lap on flash in it: what is left of a log that is done with goes in this order, its newest header last. Else a
     /// start would find an older one and take it for the newest.
     pub lap: u32,
 }
@@ -75,6 +74,11 @@ pub const fn batch_bytes_max(segment_bytes: u32) -> usize {
 impl Lane {
     /// The segment that a log writes to.
     pub(super) fn current(&self, origin: u64) -> Option<usize> {
+        // Nearly always the one that was taken last: a lane may have thousands, and every commit asks.
+        let last = self.segments.get(self.last_taken).and_then(|segment| segment.used);
+        if last.is_some_and(|used| used.lap == self.lap && used.origin == origin) {
+            return Some(self.last_taken);
+        }
         let newest = |index: &usize| self.segments[*index].used.map_or(0, |used| used.lap);
         (0..self.segments.len())
             .filter(|&index| self.segments[index].used.is_some_and(|used| used.origin == origin))
@@ -140,8 +144,12 @@ impl Lane {
     /// Removes free segments that are no use: made under another configuration, they are too small, or more than the
     /// lane may have by now. Two headers stay that say so, so that one damaged page brings nothing back.
     pub(super) fn shed<D: Disk>(&mut self, io: &mut Io<D>) {
+        if !self.may_shed {
+            return;
+        }
         let mut bytes: u64 = self.segments.iter().map(Segment::bytes).sum();
         if bytes <= self.bytes_max() && !self.segments.iter().any(|segment| self.is_small(segment)) {
+            self.may_shed = false;
             return;
         }
         let current: Vec<_> = self.logs.iter().map(|log| self.current(log.origin)).collect();
@@ -163,12 +171,21 @@ impl Lane {
             }
         }
         for number in gone {
-            if io.remove(&segment_name(&self.name, number)).is_err() {
+            if !self.remove(io, number) {
                 break;
             }
-            self.segments.retain(|segment| segment.number != number);
-            self.cursor.forget();
         }
+    }
+
+    /// Removes a segment for good. Segments go in an order, and no power cut may bring an older one back alone; false:
+    /// it might.
+    pub(super) fn remove<D: Disk>(&mut self, io: &mut Io<D>, number: u32) -> bool {
+        if io.disk.remove(&segment_name(&self.name, number)).is_err() {
+            return false;
+        }
+        self.segments.retain(|segment| segment.number != number);
+        self.cursor.forget();
+        io.sync_dir().is_ok()
     }
 
     /// Finds the segment for a batch of the newest log, in this order: the one in use; one that flash says is free;
@@ -228,8 +245,8 @@ impl Lane {
     /// Takes a free segment for a log.
     pub(super) fn take(&mut self, segment: usize, log: usize) {
         self.lap += 1;
+        self.last_taken = segment;
         let log = &self.logs[log];
-        self.segments[segment].lap = self.lap;
         self.segments[segment].used = Some(Use {
             origin: log.origin,
             lap: self.lap,
@@ -242,6 +259,17 @@ impl Lane {
         self.cursor.forget();
     }
 
+    /// The lowest number that no segment has.
+    fn unused_number(&self) -> u32 {
+        let mut taken = vec![false; self.segments.len() + 1];
+        for segment in &self.segments {
+            if let Some(taken) = taken.get_mut(segment.number as usize) {
+                *taken = true;
+            }
+        }
+        taken.iter().position(|taken| !taken).expect("one more than there are segments") as u32
+    }
+
     /// Makes one more segment, if it may: zeros, synced, and known to the folder, so that later writes are in place.
     /// False: there is no room for it, and the bound is what there is.
     pub(super) fn grow<D: Disk>(&mut self, io: &mut Io<D>) -> io::Result<bool> {
@@ -249,8 +277,7 @@ impl Lane {
         if !self.may_grow(&held) || !self.has_headroom(io) {
             return Ok(false);
         }
-        let taken: BTreeSet<u32> = self.segments.iter().map(|segment| segment.number).collect();
-        let number = (0..).find(|number| !taken.contains(number)).expect("endless");
+        let number = self.unused_number();
         let name = segment_name(&self.name, number);
         if let Err(error) = make_segment(io, &name, self.segment_bytes) {
             self.warn(io, &error);
@@ -259,6 +286,7 @@ impl Lane {
             return if error.kind() == io::ErrorKind::StorageFull { Ok(false) } else { Err(error) };
         }
         self.segments.push(Segment { number, pages: self.segment_bytes / PAGE_BYTES as u32, used: None, lap: 0 });
+        self.may_shed = true;
         Ok(true)
     }
 }

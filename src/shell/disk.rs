@@ -249,7 +249,11 @@ impl Disk for RealDisk {
     fn remove(&mut self, name: &str) -> io::Result<()> {
         self.handles.retain(|held| held.name != name);
         self.known.remove(name);
-        std::fs::remove_file(self.dir.join(name))
+        match std::fs::remove_file(self.dir.join(name)) {
+            // Someone else has done it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
     }
 
     fn free_bytes(&mut self) -> io::Result<u64> {
