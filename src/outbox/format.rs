@@ -13,14 +13,14 @@
 //!  batch  the payloads of one page or more, joined:
 //!         ┌────────┬──────────┬───────────────┬───────┬─────────┬─────────┬──────┐
 //!         │ header │ lane     │ runs          │ crc   │ record  │ record  │ 0 …  │
-//!         │ 88     │ 1..32    │ 17 each       │ u32   │ …       │ …       │      │
+//!         │ 92     │ 1..32    │ 17 each       │ u32   │ …       │ …       │      │
 //!         └────────┴──────────┴───────────────┴───────┴─────────┴─────────┴──────┘
 //!          crc: CRC32C over segment number, page number, header, lane, runs
 //!
 //!  header  0 magic "BHOB"      4 version u8      5 page shift u8   6 flags u8     7 lane length u8
 //!          8 runs u16         10 zero u16       12 count u32      16 length u32  20 lap u32
 //!         24 origin u64       32 epoch u64      40 base u64       48 first u64   56 acked u64
-//!         64 floor u64        72 durable u64    80 reserved u64
+//!         64 floor u64        72 durable u64    80 reserved u64   88 alive u32
 //!
 //!  run     0 from u64          8 to u64         16 why u8
 //!
@@ -59,7 +59,7 @@ pub const SEGMENT_BYTES_MAX: u32 = 4 << 20;
 /// Records in one segment, at most.
 pub const SEGMENT_RECORDS_MAX: u32 = 32_768;
 
-const FIXED_BYTES: usize = 88;
+const FIXED_BYTES: usize = 92;
 /// A record's checksum.
 const CRC_BYTES: usize = 4;
 /// Length, CRC and one byte.
@@ -131,6 +131,8 @@ pub struct Header {
     pub durable: u64,
     /// No position above this has left the gateway.
     pub reserved: u64,
+    /// The oldest segment turn that the lane still needs: a log of which none is as new is done with.
+    pub alive: u32,
     /// The lane.
     pub lane: LaneName,
     /// What was given up or skipped above `acked`.
@@ -167,6 +169,7 @@ impl Header {
         {
             out.extend_from_slice(&value.to_le_bytes());
         }
+        out.extend_from_slice(&self.alive.to_le_bytes());
         debug_assert_eq!(out.len() - start, FIXED_BYTES);
         out.extend_from_slice(self.lane.as_str().as_bytes());
         for run in &self.runs {
@@ -208,6 +211,7 @@ impl Header {
             floor: u64_at(64),
             durable: u64_at(72),
             reserved: u64_at(80),
+            alive: u32_at(88),
             lane: LaneName::try_new(lane).ok()?,
             runs,
         };
@@ -220,7 +224,7 @@ impl Header {
         let ordered = self.base <= self.acked && self.acked <= self.floor && self.floor <= self.durable;
         let runs = self.runs.iter().all(|run| run.from <= run.to && run.to <= self.durable);
         let numbered = self.durable.checked_add(1) == Some(self.first) && self.next() <= self.reserved;
-        let named = (1..=INTEGER_MAX).contains(&self.epoch) && self.lap <= LAP_MAX && self.reserved <= POSITION_MAX;
+        let named = (1..=INTEGER_MAX).contains(&self.epoch) && self.lap <= LAP_MAX && self.alive <= self.lap && self.reserved <= POSITION_MAX;
         let filled = self.count <= SEGMENT_RECORDS_MAX
             && (self.count * RECORD_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.length);
         ordered && runs && numbered && named && filled
@@ -526,6 +530,7 @@ mod tests {
             floor: 35,
             durable: 39,
             reserved: 65_536,
+            alive: 2,
             lane: LaneName::try_new("telemetry").unwrap(),
             runs: vec![Run { from: 31, to: 35, why: Why::Overflow }],
         }

@@ -110,6 +110,8 @@ pub struct Lane {
     pub(super) logs: Vec<Log>,
     /// The newest segment turn.
     pub(super) lap: u32,
+    /// `alive` of the newest log's newest synced header.
+    pub(super) durable_alive: u32,
     pub(super) cursor: Cursor,
     acks_since: Option<Instant>,
     /// When something was asked of this lane last.
@@ -140,6 +142,7 @@ impl Lane {
             may_shed: true,
             logs: Vec::new(),
             lap: 0,
+            durable_alive: 0,
             cursor: Cursor::default(),
             acks_since: None,
             now: Instant::default(),
@@ -375,9 +378,10 @@ impl Lane {
         area: &mut RecordArea,
         purpose: Purpose,
     ) -> io::Result<()> {
+        let alive = self.alive();
         let segment = &mut self.segments[slot];
         let used = segment.used.as_mut().expect("a segment is taken before it is written");
-        let header = self.logs[log].header(&self.name, used.lap, area.count(), area.bytes() as u32);
+        let header = self.logs[log].header(&self.name, used.lap, alive, area.count(), area.bytes() as u32);
         let replaced = used.page >= segment.pages;
         let place = Place { segment: segment.number, page: used.page.min(segment.pages - 1) };
         area.batch(&header, place, &mut io.scratch);
@@ -406,6 +410,9 @@ impl Lane {
         used.records += header.count;
         used.batches += 1;
         used.end = used.end.max(header.next());
+        if log + 1 == self.logs.len() {
+            self.durable_alive = alive;
+        }
         self.logs[log].on_synced(&header, replaced);
         if self.logs.iter().all(|log| log.acks_lag() == 0) {
             self.acks_since = None;

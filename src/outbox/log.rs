@@ -161,8 +161,9 @@ impl Log {
         self.acked + 1 == self.next
     }
 
-    /// What a batch of `count` records (`length` bytes) says; an empty one for 0. Lap is the segment's.
-    pub fn header(&self, lane: &LaneName, lap: u32, count: u32, length: u32) -> Header {
+    /// What a batch of `count` records (`length` bytes) says; an empty one for 0. Lap is the segment's, `alive` the
+    /// lane's.
+    pub fn header(&self, lane: &LaneName, lap: u32, alive: u32, count: u32, length: u32) -> Header {
         let first = self.durable + 1;
         let ahead = self.next.max(first + u64::from(count)) + u64::from(SEGMENT_RECORDS_MAX);
         let missing = ahead.saturating_sub(self.reserved[1]);
@@ -181,6 +182,7 @@ impl Log {
             floor: self.floor,
             durable: self.durable,
             reserved: self.reserved[1] + missing.next_multiple_of(RESERVE_STEP),
+            alive,
             lane: lane.clone(),
             runs: self.runs.as_slice().iter().filter(kept).take(RUNS_MAX).copied().collect(),
         }

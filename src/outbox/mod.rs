@@ -154,6 +154,11 @@ impl<D: Disk> Outbox<D> {
         }
         let unlisted = listed.is_err();
         let files = listed.unwrap_or_default();
+        // After SIGKILL the folder on flash may not know a file that is listed; nothing is committed into such a one.
+        if !files.is_empty() {
+            let synced = io.sync_dir();
+            let _ = synced.inspect_err(|error| report.notes.push(format!("the folder cannot be synced: {error}")));
+        }
         let mut lanes: Vec<Lane> = Vec::new();
         let new = |name: LaneName, lane| Lane::new(name, lane, config.segment_bytes, config.headroom_bytes_min);
         for lane in &config.lanes {
@@ -214,7 +219,7 @@ impl<D: Disk> Outbox<D> {
         // Blanks over a longer old name, so that no truncation is needed.
         let padded = format!("{ours:<width$}", width = read.min(1024));
         let written = self.io.disk.write_at(IDENTITY_FILE, 0, padded.as_bytes());
-        if let Err(error) = written.and_then(|()| self.io.sync(IDENTITY_FILE)).and_then(|()| self.io.disk.sync_dir()) {
+        if let Err(error) = written.and_then(|()| self.io.sync(IDENTITY_FILE)).and_then(|()| self.io.sync_dir()) {
             report.notes.push(format!("{IDENTITY_FILE}: {error}"));
         }
     }

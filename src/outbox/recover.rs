@@ -85,10 +85,14 @@ impl Lane {
             origins.retain(|origin| *origin != header.origin);
             origins.push(header.origin);
         }
-        // Oldest log first: in the order of their newest segments.
-        for (index, origin) in origins.iter().enumerate() {
+        // Oldest log first: in the order of their newest segments. The newest one says which others are done with.
+        for (index, origin) in origins.iter().enumerate().rev() {
             let own: Vec<_> = scanned.iter().filter(|(_, header, _)| header.origin == *origin).collect();
             let newest = index + 1 == origins.len();
+            if own.last().is_some_and(|(_, header, _)| header.lap < self.durable_alive) {
+                own.iter().for_each(|(index, header, _)| self.segments[*index].lap = header.lap);
+                continue;
+            }
             let mut own_repairs = self.recover_log(io, &own, newest, if newest { unknown } else { 0 }, notes);
             if newest {
                 repairs.doubt = own_repairs.doubt;
@@ -280,7 +284,10 @@ impl Lane {
         }
         log.sent_max = log.next - 1;
         log.check_invariants();
-        self.logs.push(log);
+        if newest_log {
+            self.durable_alive = top.alive;
+        }
+        self.logs.insert(0, log);
         Repairs { doubt, suspects, leftovers: walk.leftovers, ..Repairs::default() }
     }
 

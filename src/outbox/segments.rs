@@ -95,10 +95,23 @@ impl Lane {
             .map(|(_, index)| index)
     }
 
+    /// The oldest segment turn that any log still needs.
+    pub(super) fn alive(&self) -> u32 {
+        self.segments.iter().filter_map(|segment| segment.used).map(|used| used.lap).min().unwrap_or(self.lap)
+    }
+
+    /// Holds what is left of a log that is done with, and no header says so yet.
+    fn is_undead(&self, segment: &Segment) -> bool {
+        segment.used.is_none() && segment.lap > 0 && segment.lap >= self.durable_alive && self.log().is_named()
+    }
+
     /// A segment that may be written: never used, or covered whole by a header that is on flash.
     pub(super) fn free(&self) -> Option<usize> {
-        let unused = |index: &usize| self.segments[*index].used.is_none() && !self.is_small(&self.segments[*index]);
-        let unused = (0..self.segments.len()).filter(unused).min_by_key(|index| self.segments[*index].lap);
+        let may_be_written = |index: &usize| {
+            let segment = &self.segments[*index];
+            segment.used.is_none() && !self.is_small(segment) && !self.is_undead(segment)
+        };
+        let unused = (0..self.segments.len()).filter(may_be_written).min_by_key(|index| self.segments[*index].lap);
         let oldest = || self.oldest().filter(|&index| !self.is_small(&self.segments[index]));
         unused.or_else(|| oldest().filter(|&index| self.is_covered(index, Log::covered_durably)))
     }
@@ -157,7 +170,10 @@ impl Lane {
         if newest.is_none_or(|used| used.batches < 2) {
             return;
         }
-        let free = |index: &usize| !current.contains(&Some(*index)) && self.is_covered(*index, Log::covered_twice);
+        let free = |index: &usize| {
+            let covered = self.is_covered(*index, Log::covered_twice) && !self.is_undead(&self.segments[*index]);
+            covered && !current.contains(&Some(*index))
+        };
         let mut free: Vec<usize> = (0..self.segments.len()).filter(free).collect();
         free.sort_by_key(|index| self.segments[*index].lap);
         let mut gone = Vec::new();
@@ -200,6 +216,10 @@ impl Lane {
             }
             if let Some(free) = self.free() {
                 self.take(free, index);
+                continue;
+            }
+            if self.segments.iter().any(|segment| self.is_undead(segment)) {
+                self.cover(io, index)?;
                 continue;
             }
             let oldest = self.oldest();

@@ -132,6 +132,15 @@ impl SimDisk {
         self.files.values().map(|file| file.pending.len()).sum()
     }
 
+    /// Whether a power cut now would decide on anything.
+    pub fn has_doubts(&self) -> bool {
+        let in_doubt = |file: &Arc<File>| {
+            let differs = |sector: &usize| file.seen.sector(*sector) != file.durable.sector(*sector);
+            !file.known || file.pending.iter().any(differs)
+        };
+        self.files.values().any(in_doubt) || self.removed.values().any(|file| file.known)
+    }
+
     /// What a power cut now would decide on. Sectors that are the same before and after are not among it.
     pub fn doubts(&self) -> Vec<Doubt> {
         let removed = self.removed.iter().filter(|(_, file)| file.known);

@@ -67,6 +67,7 @@ impl Bench {
             board: Arc::clone(&self.board),
             event: Arc::new(|_, _| ()),
             sync_times: disk.sync_times(),
+            event: Arc::new(|_, _| ()),
         };
         let (outbox, _) = Outbox::open(disk, &self.config, 7);
         self.thread = Some(std::thread::spawn(move || run(outbox, setup)));
