@@ -134,7 +134,7 @@ impl Lane {
         }
         let held = |index: &usize| Some(*index) == current || !self.is_covered(*index, Log::covered);
         let held: Vec<usize> = (0..self.segments.len()).filter(held).collect();
-        self.may_grow(&held) && (held.len() < self.segments.len() || self.has_headroom(io))
+        self.may_grow(&held) && (held.len() < self.segments.len() || self.has_headroom(io).is_ok_and(|has| has))
     }
 
     /// Whether one more segment is within the bound, beside these.
@@ -150,8 +150,8 @@ impl Lane {
         self.config.as_ref().map_or(0, |config| config.bytes_max).max(bytes_min)
     }
 
-    fn has_headroom<D: Disk>(&self, io: &mut Io<D>) -> bool {
-        io.disk.free_bytes().is_ok_and(|free| free >= self.headroom_bytes_min + u64::from(self.segment_bytes))
+    fn has_headroom<D: Disk>(&self, io: &mut Io<D>) -> io::Result<bool> {
+        Ok(io.disk.free_bytes()? >= self.headroom_bytes_min + u64::from(self.segment_bytes))
     }
 
     /// Removes free segments that are no use: made under another configuration, they are too small, or more than the
@@ -294,7 +294,7 @@ impl Lane {
     /// False: there is no room for it, and the bound is what there is.
     pub(super) fn grow<D: Disk>(&mut self, io: &mut Io<D>) -> io::Result<bool> {
         let held: Vec<usize> = (0..self.segments.len()).collect();
-        if !self.may_grow(&held) || !self.has_headroom(io) {
+        if !self.may_grow(&held) || !self.has_headroom(io)? {
             return Ok(false);
         }
         let number = self.unused_number();

@@ -287,7 +287,8 @@ fn make_zeros(path: &Path, bytes: u64) -> io::Result<()> {
 /// Held as long as an agent owns the folder; the kernel lets go of it when the process dies.
 #[derive(Debug)]
 pub struct Lock {
-    _file: Option<File>,
+    dir: PathBuf,
+    file: Option<File>,
 }
 
 /// Another live agent owns the folder.
@@ -307,7 +308,7 @@ impl Lock {
             Ok(file) => file,
             Err(error) => {
                 log::warn!(target: "outbox", "cannot lock the folder file={} error={error}", path.display());
-                return Ok(Self { _file: None });
+                return Ok(Self { dir: dir.to_owned(), file: None });
             }
         };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -317,7 +318,16 @@ impl Lock {
                 log::warn!(target: "outbox", "this file system cannot lock file={} error={error}", path.display());
             }
         }
-        Ok(Self { _file: Some(file) })
+        Ok(Self { dir: dir.to_owned(), file: Some(file) })
+    }
+
+    /// Takes the folder again if someone removed it since, for whoever is to use it next.
+    pub fn renew(&mut self, dir: &Path) -> Result<(), Locked> {
+        let held = self.file.as_ref().and_then(|file| file.metadata().ok()).map(|meta| (meta.dev(), meta.ino()));
+        if self.dir == dir && (held.is_none() || held != identity(&dir.join(LOCK_NAME)).ok()) {
+            *self = Self::try_new(dir)?;
+        }
+        Ok(())
     }
 }
 
@@ -379,7 +389,7 @@ mod tests {
     fn a_removed_folder_is_noticed_and_made_again() {
         let folder = TempDir::new("disk-gone");
         let dir = folder.join("outbox");
-        let lock = Lock::try_new(&dir).unwrap();
+        let mut lock = Lock::try_new(&dir).unwrap();
         let mut disk = RealDisk::new(&dir);
         for name in ["a", "b", "c"] {
             disk.write_at(name, 0, &[7; 300]).unwrap();
@@ -401,7 +411,11 @@ mod tests {
         disk.write_at("new", 0, b"a new file in a folder that is not there").unwrap();
         disk.sync("new").unwrap();
         assert_eq!(disk.list().unwrap().len(), 5, "a, b, c, new and the lock");
-        drop((lock, disk));
+        drop(disk);
+        lock.renew(&dir).unwrap();
+        assert_eq!(Lock::try_new(&dir).unwrap_err(), Locked, "the agent's next disk is locked, too");
+        lock.renew(&dir).unwrap();
+        drop(lock);
         Lock::try_new(&dir).unwrap();
     }
 
