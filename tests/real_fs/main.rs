@@ -80,11 +80,11 @@ fn campaign(name: &'static str, mode: &'static str, block_bytes: u32) {
         let way = if rng.bool() { Way::Fsck } else { Way::Kernel };
         stage.check(&image, at, way, fate, rng.u64(..));
     }
-    let Tally { held, gaps, torn_off, unmountable } = stage.tally;
+    let Tally { held, gaps, torn_off, false_alarms, unmountable } = stage.tally;
     eprintln!(
         "ext4 {mode}, {block_bytes}-byte blocks: {cuts} cuts of {} events ({fates:?}), {} records committed, {held} \
-         seen again where they had to be, {gaps} torn gaps, {torn_off} uncommitted records, {unmountable} times the \
-         kernel wanted fsck, seed {seed}",
+         seen again where they had to be, {gaps} torn gaps, {torn_off} uncommitted records, {false_alarms} empty \
+         lanes reported lost, {unmountable} times the kernel wanted fsck, seed {seed}",
         film.events.len(),
         books.promises.len(),
     );

@@ -25,10 +25,12 @@ pub enum Way {
 }
 
 /// What the outbox holds of each lane and epoch, contiguous.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Revived {
     /// By lane and epoch.
     pub logs: BTreeMap<Name, Vec<Item>>,
+    /// Lanes of which it found no intact header.
+    pub lost_lanes: Vec<String>,
 }
 
 /// Puts the image in order and hands over the outbox's folder.
@@ -80,22 +82,23 @@ fn config() -> outbox::Config {
     }
 }
 
-fn reopen(folder: &Path, seed: u64) -> Result<Outbox<RealDisk>, String> {
+fn reopen(folder: &Path, seed: u64) -> Result<(Outbox<RealDisk>, Vec<String>), String> {
     // As the agent does it: the folder is made when missing.
     fs::create_dir_all(folder).map_err(|error| error.to_string())?;
     let (outbox, report) = Outbox::open(RealDisk::new(folder), &config(), seed);
-    if report.copied_image || !report.lost_lanes.is_empty() {
+    if report.copied_image {
         return Err(format!("{report:?}"));
     }
-    Ok(outbox)
+    Ok((outbox, report.lost_lanes.iter().map(|lane| lane.as_str().to_owned()).collect()))
 }
 
 /// Opens the folder with the real recovery code, and reads all there is.
 pub fn open(folder: &Path, seed: u64) -> Result<Revived, String> {
-    read_all(&mut reopen(folder, seed)?)
+    let (mut outbox, lost_lanes) = reopen(folder, seed)?;
+    Ok(Revived { logs: read_all(&mut outbox)?, lost_lanes })
 }
 
-fn read_all(outbox: &mut Outbox<RealDisk>) -> Result<Revived, String> {
+fn read_all(outbox: &mut Outbox<RealDisk>) -> Result<BTreeMap<Name, Vec<Item>>, String> {
     let mut logs = BTreeMap::new();
     for offer in outbox.offers() {
         let mut items: Vec<Item> = Vec::new();
@@ -118,16 +121,16 @@ fn read_all(outbox: &mut Outbox<RealDisk>) -> Result<Revived, String> {
         }
         logs.insert((offer.lane.as_str().to_owned(), offer.epoch), items);
     }
-    Ok(Revived { logs })
+    Ok(logs)
 }
 
 /// After any recovery: a second one finds the same, and the outbox takes records under numbers that never left.
 pub fn goes_on(folder: &Path, seed: u64, revived: &Revived, left: &BTreeMap<Name, u64>) -> Result<(), String> {
-    let mut outbox = reopen(folder, seed ^ 1)?;
-    let again = read_all(&mut outbox)?;
+    let (mut outbox, lost_lanes) = reopen(folder, seed ^ 1)?;
     // The first recovery may have begun a lane's first epoch, and that is durable.
-    if again != *revived {
-        return Err(format!("a second recovery finds {again:?}, the first one {revived:?}"));
+    let again = read_all(&mut outbox)?;
+    if again != revived.logs || !lost_lanes.is_empty() {
+        return Err(format!("a second recovery finds {again:?} and loses {lost_lanes:?}, the first one {revived:?}"));
     }
     let mut new = Vec::new();
     for config::Lane { name, .. } in load::lanes() {

@@ -51,6 +51,9 @@ pub struct Tally {
     pub gaps: u64,
     /// Records that nobody had been told of before the cut.
     pub torn_off: u64,
+    /// Lanes reported as lost in which nothing had been promised: the first header of their life was torn, and looks as
+    /// one would that rotted.
+    pub false_alarms: u64,
     /// Times that the kernel would not mount what the cut had left.
     pub unmountable: u64,
 }
@@ -61,6 +64,7 @@ impl Tally {
         self.held += other.held;
         self.gaps += other.gaps;
         self.torn_off += other.torn_off;
+        self.false_alarms += other.false_alarms;
         self.unmountable += other.unmountable;
     }
 }
@@ -69,6 +73,11 @@ impl Books {
     /// Judges what a cut at `at` left.
     pub fn check(&self, at: usize, revived: &Revived) -> Result<Tally, String> {
         let mut tally = Tally::default();
+        let promised_in = |lane: &String| self.promises.iter().any(|p| p.at <= at && p.record.lane == *lane);
+        if let Some(lane) = revived.lost_lanes.iter().find(|lane| promised_in(lane)) {
+            return Err(format!("not one header of lane {lane} is left, and records were committed there"));
+        }
+        tally.false_alarms = revived.lost_lanes.len() as u64;
         let mut found = BTreeMap::new();
         for (name, items) in &revived.logs {
             for item in items {
@@ -143,7 +152,7 @@ mod tests {
     }
 
     fn check(at: usize, items: &[Item]) -> Result<Tally, String> {
-        books().check(at, &Revived { logs: BTreeMap::from([(name(), items.to_vec())]) })
+        books().check(at, &Revived { logs: BTreeMap::from([(name(), items.to_vec())]), ..Revived::default() })
     }
 
     #[test]
@@ -162,6 +171,13 @@ mod tests {
         assert!(check(25, &[record(1, "1")]).is_err_and(|words| words.contains("is gone")));
         let torn = Item::Gap(Gap { from: 2, to: 2, why: Why::Torn });
         assert!(check(25, &[torn]).is_err_and(|words| words.contains("is gone")), "reported is lost all the same");
+    }
+
+    #[test]
+    fn verdict_sees_a_lost_lane_in_which_something_was_promised() {
+        let lost = Revived { lost_lanes: vec!["alarm".into()], ..Revived::default() };
+        assert_eq!(books().check(9, &lost), Ok(Tally { false_alarms: 1, ..Tally::default() }));
+        assert!(books().check(10, &lost).is_err_and(|words| words.contains("not one header")));
     }
 
     #[test]
