@@ -65,7 +65,6 @@ impl Bench {
             uplink: Arc::clone(&self.uplink),
             local: Arc::clone(&self.local),
             board: Arc::clone(&self.board),
-            event: Arc::new(|_, _| ()),
             sync_times: disk.sync_times(),
             event: Arc::new(|_, _| ()),
         };
