@@ -77,6 +77,8 @@ pub(super) enum StartError {
     System(io::Error),
     /// A thread of the crew before does not end.
     Stuck,
+    /// Someone removed the outbox's folder, and another agent has made it its own since.
+    Locked,
 }
 
 impl StartError {
@@ -87,6 +89,7 @@ impl StartError {
             Self::Socket(..) => exit::CANNOT_CREATE,
             Self::System(_) => exit::SYSTEM,
             Self::Stuck => exit::SOFTWARE,
+            Self::Locked => exit::TRY_AGAIN,
         }
     }
 }
@@ -97,6 +100,7 @@ impl fmt::Display for StartError {
             Self::Socket(error, path) => write!(f, "cannot listen socket={} error={error}", path.display()),
             Self::System(error) => write!(f, "cannot start error={error}"),
             Self::Stuck => f.write_str("a thread does not end"),
+            Self::Locked => f.write_str("another agent owns the outbox"),
         }
     }
 }

@@ -19,7 +19,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use crate::config::{Config, load};
 use crate::exit;
 use crate::shell::clock;
-use crate::shell::disk::Lock;
+use crate::shell::disk::{Lock, Locked};
 use crate::shell::notify::Notify;
 use crate::time::Instant;
 use bell::Bell;
@@ -96,6 +96,7 @@ struct Agent {
 
 impl Agent {
     fn start(&mut self) -> Result<(), StartError> {
+        self.lock.renew(&self.config.outbox.dir).map_err(|Locked| StartError::Locked)?;
         self.crews += 1;
         let crew = Crew::start(&self.config, &self.options.device, &self.process, &self.bell.handle(self.crews))?;
         self.crew = Some(crew);

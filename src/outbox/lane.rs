@@ -339,17 +339,21 @@ impl Lane {
         let log = &self.logs[index];
         if log.reserved[1] < log.next {
             // An epoch begins with an empty batch.
-            self.write_header(io, index, Purpose::Reserve, Reach::Spare).map_err(|_| PushError::Degraded)?;
+            let written = self.write_header(io, index, Purpose::Reserve, Reach::Spare);
+            written.map_err(|error| self.refusal(&error))?;
         }
         let pages = self.pages_for(io.area.bytes());
         let slot = self.make_room(io, pages, io.area.count())?;
         let mut area = std::mem::take(&mut io.area);
         let result = self.write_batch(io, index, slot, &mut area, Purpose::Records);
         io.area = area;
-        result.map_err(|error| {
-            let reject = self.config.as_ref().is_some_and(|config| config.overflow == config::Overflow::Reject);
-            if error.kind() == io::ErrorKind::StorageFull && reject { PushError::Full } else { PushError::Degraded }
-        })
+        result.map_err(|error| self.refusal(&error))
+    }
+
+    /// What an error of the disk means to a producer: a full disk is the lane's overflow policy.
+    pub(super) fn refusal(&self, error: &io::Error) -> PushError {
+        let reject = self.config.as_ref().is_some_and(|config| config.overflow == config::Overflow::Reject);
+        if error.kind() == io::ErrorKind::StorageFull && reject { PushError::Full } else { PushError::Degraded }
     }
 
     /// Pages of a batch with so many bytes of records, with room for the runs that making room may add.
@@ -385,7 +389,8 @@ impl Lane {
             return None;
         }
         let grows = matches!(purpose, Purpose::Records | Purpose::Reserve);
-        let index = self.free().or_else(|| (grows && self.grow(io)).then(|| self.segments.len() - 1));
+        let index =
+            self.free().or_else(|| (grows && self.grow(io).is_ok_and(|made| made)).then(|| self.segments.len() - 1));
         index.inspect(|&index| self.take(index, log))
     }
 

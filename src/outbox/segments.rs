@@ -136,7 +136,7 @@ impl Lane {
         }
         let held = |index: &usize| Some(*index) == current || !self.is_covered(*index, Log::covered);
         let held: Vec<usize> = (0..self.segments.len()).filter(held).collect();
-        self.may_grow(&held) && (held.len() < self.segments.len() || self.has_headroom(io))
+        self.may_grow(&held) && (held.len() < self.segments.len() || self.has_headroom(io).is_ok_and(|has| has))
     }
 
     /// Whether one more segment is within the bound, beside these.
@@ -152,8 +152,8 @@ impl Lane {
         self.config.as_ref().map_or(0, |config| config.bytes_max).max(bytes_min)
     }
 
-    fn has_headroom<D: Disk>(&self, io: &mut Io<D>) -> bool {
-        io.disk.free_bytes().is_ok_and(|free| free >= self.headroom_bytes_min + u64::from(self.segment_bytes))
+    fn has_headroom<D: Disk>(&self, io: &mut Io<D>) -> io::Result<bool> {
+        Ok(io.disk.free_bytes()? >= self.headroom_bytes_min + u64::from(self.segment_bytes))
     }
 
     /// Removes free segments that are no use: made under another configuration, they are too small, or more than the
@@ -231,13 +231,14 @@ impl Lane {
                 self.cover(io, owner)?;
                 continue;
             }
-            if self.grow(io) {
+            // Storage that fails is not a full lane: what it holds can still be sent.
+            if self.grow(io).map_err(|error| self.refusal(&error))? {
                 continue;
             }
-            let (Some(oldest), Some(config)) = (oldest, &self.config) else { return Err(PushError::Degraded) };
-            match config.overflow {
-                config::Overflow::Reject => return Err(PushError::Full),
-                config::Overflow::DropOldest => self.drop_segment(io, oldest)?,
+            match (self.config.as_ref().map(|config| config.overflow), oldest) {
+                (Some(config::Overflow::Reject), _) => return Err(PushError::Full),
+                (Some(config::Overflow::DropOldest), Some(oldest)) => self.drop_segment(io, oldest)?,
+                (Some(config::Overflow::DropOldest), None) | (None, _) => return Err(PushError::Degraded),
             }
         }
         Err(PushError::Degraded)
@@ -262,7 +263,8 @@ impl Lane {
     fn cover<D: Disk>(&mut self, io: &mut Io<D>, owner: usize) -> Result<(), PushError> {
         match self.write_header(io, owner, Purpose::Acks, Reach::Again) {
             Ok(true) => Ok(()),
-            Ok(false) | Err(_) => Err(PushError::Degraded),
+            Ok(false) => Err(PushError::Degraded),
+            Err(error) => Err(self.refusal(&error)),
         }
     }
 
@@ -295,10 +297,11 @@ impl Lane {
     }
 
     /// Makes one more segment, if it may: zeros, synced, and known to the folder, so that later writes are in place.
-    pub(super) fn grow<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
+    /// False: there is no room for it, and the bound is what there is.
+    pub(super) fn grow<D: Disk>(&mut self, io: &mut Io<D>) -> io::Result<bool> {
         let held: Vec<usize> = (0..self.segments.len()).collect();
-        if !self.may_grow(&held) || !self.has_headroom(io) {
-            return false;
+        if !self.may_grow(&held) || !self.has_headroom(io)? {
+            return Ok(false);
         }
         let number = self.unused_number();
         let name = segment_name(&self.name, number);
@@ -306,11 +309,11 @@ impl Lane {
             self.warn(io, &error);
             // What there is of it would only take space.
             let _ = io.disk.remove(&name);
-            return false;
+            return if error.kind() == io::ErrorKind::StorageFull { Ok(false) } else { Err(error) };
         }
         self.segments.push(Segment { number, pages: self.segment_bytes / PAGE_BYTES as u32, used: None, lap: 0 });
         self.may_shed = true;
-        true
+        Ok(true)
     }
 }
 

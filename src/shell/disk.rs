@@ -1,9 +1,16 @@
 //! The outbox's folder on a real file system, by std and rustix, and the lock that keeps a second agent out of it.
-//! It performs: what an error means is the outbox's to decide.
+//! It performs: what an error means is the outbox's to decide. Storage goes and comes back under a running agent:
+//! - When a call fails all handles are dropped: the next call opens the file that is there by then, and meanwhile no
+//!   file of ours is in the way of a repair.
+//! - A sync is only good if what it synced is what lies at the file's path: a folder that was removed, moved or mounted
+//!   over takes writes for as long as someone holds a file in it, and no start will ever find them.
+//! - What was removed is made again, folder, lock and files (zeros, so that writes stay in place). A file that is not
+//!   the one it was has to be written from its start first: a batch behind zeros would not be found.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,9 +34,31 @@ const LOCK_NAME: &str = "lock";
 pub struct RealDisk {
     dir: PathBuf,
     /// Least recently used first.
-    handles: Vec<(String, File)>,
+    handles: Vec<Handle>,
+    /// Files that are there, as far as the outbox knows.
+    known: BTreeMap<String, Known>,
+    /// Which file the agent's lock is on, by device and inode.
+    locked: Option<(u64, u64)>,
+    /// Taken when the folder had to be made again: the agent's own is on a file that is gone.
+    lock: Option<Lock>,
     times: Arc<SyncTimes>,
     read_only: bool,
+}
+
+/// An open file.
+#[derive(Debug)]
+struct Handle {
+    name: String,
+    file: File,
+    writable: bool,
+}
+
+/// A file as it was last seen.
+#[derive(Debug, Default)]
+struct Known {
+    bytes: u64,
+    /// It is not the file that it was, and has not been written from its start since.
+    replaced: bool,
 }
 
 /// How long syncs took, shared between the outbox thread and the status.
@@ -49,9 +78,17 @@ impl SyncTimes {
 }
 
 impl RealDisk {
-    /// The folder `dir`, made when missing. Where that fails every call fails, and the outbox lives in RAM.
+    /// The folder `dir`, made when it is missing. Where that fails every call fails, and the outbox lives in RAM.
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), handles: Vec::with_capacity(HANDLES_MAX), times: Arc::default(), read_only: false }
+        Self {
+            dir: dir.to_owned(),
+            handles: Vec::with_capacity(HANDLES_MAX),
+            known: BTreeMap::new(),
+            locked: identity(&dir.join(LOCK_NAME)).ok(),
+            lock: None,
+            times: Arc::default(),
+            read_only: false,
+        }
     }
 
     /// The folder as it is: no file is opened for writing.
@@ -64,37 +101,74 @@ impl RealDisk {
         Arc::clone(&self.times)
     }
 
-    fn handle(&mut self, name: &str, create: bool) -> io::Result<&File> {
-        let found = self.handles.iter().position(|(held, _)| held == name);
-        let entry = match found {
-            Some(index) => self.handles.remove(index),
-            None => (name.to_owned(), self.open(name, create)?),
+    /// An open file for a call.
+    fn with<T>(&mut self, name: &str, write: bool, call: impl FnOnce(&Self, &File) -> io::Result<T>) -> io::Result<T> {
+        let held = self.handles.iter().position(|held| held.name == name).map(|index| self.handles.remove(index));
+        let handle = match held.filter(|held| held.writable || !write) {
+            Some(handle) => Ok(handle),
+            None => self.open(name, write),
         };
+        let called = handle.and_then(|handle| call(self, &handle.file).map(|result| (handle, result)));
+        let (handle, result) = called.inspect_err(|_| self.handles.clear())?;
         if self.handles.len() >= HANDLES_MAX {
             // Closing loses no write: a sync through a new handle reaches the same pages and sees their errors.
             self.handles.remove(0);
         }
-        self.handles.push(entry);
-        Ok(&self.handles[self.handles.len() - 1].1)
+        self.handles.push(handle);
+        Ok(result)
     }
 
-    fn open(&self, name: &str, create: bool) -> io::Result<File> {
+    fn open(&self, name: &str, write: bool) -> io::Result<Handle> {
         let path = self.dir.join(name);
         if self.read_only {
-            return File::open(&path);
+            return Ok(Handle { name: name.to_owned(), file: File::open(&path)?, writable: false });
         }
+        let create = write && !self.known.contains_key(name);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(create).truncate(false).mode(FILE_MODE);
-        match options.open(&path) {
+        let (file, writable) = match options.open(&path) {
             // A read-only file system still holds a backlog to send.
             Err(error)
-                if !create
+                if !write
                     && matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) =>
             {
-                File::open(&path)
+                (File::open(&path)?, false)
             }
-            result => result,
+            result => (result?, true),
+        };
+        Ok(Handle { name: name.to_owned(), file, writable })
+    }
+
+    /// Makes the folder, the lock and all files again that are not there.
+    fn remake(&mut self) -> io::Result<()> {
+        self.handles.clear();
+        let lock_path = self.dir.join(LOCK_NAME);
+        if self.locked.is_none() || self.locked != identity(&lock_path).ok() {
+            self.lock = None;
+            // Otherwise another agent has begun there, and it is its folder now.
+            self.lock = Some(Lock::try_new(&self.dir).map_err(|Locked| io::ErrorKind::ResourceBusy)?);
+            self.locked = identity(&lock_path).ok();
         }
+        let mut made = 0;
+        for (name, known) in &mut self.known {
+            let path = self.dir.join(name);
+            if path.try_exists()? {
+                continue;
+            }
+            known.replaced = true;
+            make_zeros(&path, known.bytes)?;
+            made += 1;
+        }
+        if made > 0 {
+            log::warn!(target: "outbox", "made again what was removed dir={} files={made}", self.dir.display());
+        }
+        self.sync_dir()
+    }
+
+    /// Whether this open file is the one that a start would find.
+    fn check_in_place(&self, name: &str, file: &File) -> io::Result<()> {
+        let held = file.metadata()?;
+        if identity(&self.dir.join(name))? == (held.dev(), held.ino()) { Ok(()) } else { Err(gone(name)) }
     }
 
     fn timed(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
@@ -112,6 +186,9 @@ impl Disk for RealDisk {
             let entry = entry?;
             let meta = entry.metadata()?;
             if let (true, Ok(name)) = (meta.is_file(), entry.file_name().into_string()) {
+                if name != LOCK_NAME {
+                    self.known.insert(name.clone(), Known { bytes: meta.len(), replaced: false });
+                }
                 entries.push(Entry { name, bytes: meta.len() });
             }
         }
@@ -119,27 +196,55 @@ impl Disk for RealDisk {
     }
 
     fn read_at(&mut self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let file = self.handle(name, false)?;
-        let mut done = 0;
-        while done < buf.len() {
-            match file.read_at(&mut buf[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(count) => done += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        self.with(name, false, |_, file| {
+            let mut done = 0;
+            while done < buf.len() {
+                match file.read_at(&mut buf[done..], offset + done as u64) {
+                    Ok(0) => break,
+                    Ok(count) => done += count,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
             }
-        }
-        Ok(done)
+            Ok(done)
+        })
     }
 
     fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.handle(name, true)?.write_all_at(bytes, offset)
+        if offset > 0 && self.known.get(name).is_some_and(|known| known.replaced) {
+            return Err(gone(name));
+        }
+        let write = |_: &Self, file: &File| file.write_all_at(bytes, offset);
+        match self.with(name, true, write) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.remake()?;
+                if offset > 0 {
+                    return Err(gone(name));
+                }
+                self.with(name, true, write)?;
+            }
+            result => result?,
+        }
+        if name != LOCK_NAME {
+            let known = self.known.entry(name.to_owned()).or_default();
+            known.bytes = known.bytes.max(offset + bytes.len() as u64);
+            known.replaced &= offset > 0;
+        }
+        Ok(())
     }
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
-        self.handle(name, false)?;
-        let held = self.handles.last().map(|(_, file)| file);
-        self.timed(|| held.map_or(Ok(()), File::sync_data))
+        self.with(name, false, |disk, file| disk.timed(|| file.sync_data()))?;
+        let held = self.handles.last().filter(|held| held.name == name);
+        let in_place = held.map_or(Ok(()), |held| self.check_in_place(name, &held.file));
+        in_place.inspect_err(|_| {
+            if let Some(known) = self.known.get_mut(name) {
+                known.replaced = true;
+            }
+            if let Err(error) = self.remake() {
+                log::warn!(target: "outbox", "cannot make again what was removed error={error}");
+            }
+        })
     }
 
     fn sync_dir(&mut self) -> io::Result<()> {
@@ -152,8 +257,13 @@ impl Disk for RealDisk {
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
-        self.handles.retain(|(held, _)| held != name);
-        std::fs::remove_file(self.dir.join(name))
+        self.handles.retain(|held| held.name != name);
+        self.known.remove(name);
+        match std::fs::remove_file(self.dir.join(name)) {
+            // Someone else has done it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
     }
 
     fn free_bytes(&mut self) -> io::Result<u64> {
@@ -162,10 +272,33 @@ impl Disk for RealDisk {
     }
 }
 
+/// Which file lies there, for as long as someone holds it open.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
+}
+
+fn gone(name: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("{name} was removed or replaced"))
+}
+
+/// A file of zeros, as it was made once.
+fn make_zeros(path: &Path, bytes: u64) -> io::Result<()> {
+    let zeros = [0; 64 << 10];
+    let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)?;
+    let mut offset = 0;
+    while offset < bytes {
+        let chunk = (bytes - offset).min(zeros.len() as u64);
+        file.write_all_at(&zeros[..chunk as usize], offset)?;
+        offset += chunk;
+    }
+    file.sync_all()
+}
+
 /// Held as long as an agent owns the folder; the kernel lets go of it when the process dies.
 #[derive(Debug)]
 pub struct Lock {
-    _file: Option<File>,
+    dir: PathBuf,
+    file: Option<File>,
 }
 
 /// Whether a live agent owns the folder. Changes nothing in it; an agent that starts in this very instant would be
@@ -192,7 +325,7 @@ impl Lock {
             Ok(file) => file,
             Err(error) => {
                 log::warn!(target: "outbox", "cannot lock the folder file={} error={error}", path.display());
-                return Ok(Self { _file: None });
+                return Ok(Self { dir: dir.to_owned(), file: None });
             }
         };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -202,7 +335,16 @@ impl Lock {
                 log::warn!(target: "outbox", "this file system cannot lock file={} error={error}", path.display());
             }
         }
-        Ok(Self { _file: Some(file) })
+        Ok(Self { dir: dir.to_owned(), file: Some(file) })
+    }
+
+    /// Takes the folder again if someone removed it since, for whoever is to use it next.
+    pub fn renew(&mut self, dir: &Path) -> Result<(), Locked> {
+        let held = self.file.as_ref().and_then(|file| file.metadata().ok()).map(|meta| (meta.dev(), meta.ino()));
+        if self.dir == dir && (held.is_none() || held != identity(&dir.join(LOCK_NAME)).ok()) {
+            *self = Self::try_new(dir)?;
+        }
+        Ok(())
     }
 }
 
@@ -260,6 +402,72 @@ mod tests {
         drop(first);
         assert!(!is_owned(&folder));
         Lock::try_new(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_removed_folder_is_noticed_and_made_again() {
+        let folder = TempDir::new("disk-gone");
+        let dir = folder.join("outbox");
+        let mut lock = Lock::try_new(&dir).unwrap();
+        let mut disk = RealDisk::new(&dir);
+        for name in ["a", "b", "c"] {
+            disk.write_at(name, 0, &[7; 300]).unwrap();
+            disk.sync(name).unwrap();
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+        disk.write_at("a", 100, b"into a file without a name").unwrap();
+        assert_eq!(disk.sync("a").unwrap_err().kind(), io::ErrorKind::NotFound, "no start would find it");
+        assert_eq!(std::fs::read(dir.join("b")).unwrap(), [0; 300], "as it was made once");
+        assert_eq!(Lock::try_new(&dir).unwrap_err(), Locked, "and locked again");
+        for name in ["a", "b"] {
+            let error = disk.write_at(name, 100, b"behind zeros it would not be found").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotFound);
+            disk.write_at(name, 0, b"from the start").unwrap();
+            disk.write_at(name, 100, b"and on").unwrap();
+            disk.sync(name).unwrap();
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+        disk.write_at("new", 0, b"a new file in a folder that is not there").unwrap();
+        disk.sync("new").unwrap();
+        assert_eq!(disk.list().unwrap().len(), 5, "a, b, c, new and the lock");
+        drop(disk);
+        lock.renew(&dir).unwrap();
+        assert_eq!(Lock::try_new(&dir).unwrap_err(), Locked, "the agent's next disk is locked, too");
+        lock.renew(&dir).unwrap();
+        drop(lock);
+        Lock::try_new(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_was_moved_away_or_replaced_is_noticed() {
+        let folder = TempDir::new("disk-moved");
+        let _lock = Lock::try_new(&folder).unwrap();
+        let mut disk = RealDisk::new(&folder);
+        disk.write_at("a", 0, &[1; 100]).unwrap();
+        disk.sync("a").unwrap();
+        std::fs::rename(folder.join("a"), folder.join("away")).unwrap();
+        std::fs::write(folder.join("a"), "someone else's").unwrap();
+        disk.write_at("a", 50, b"x").unwrap();
+        assert!(disk.sync("a").is_err());
+        assert_eq!(std::fs::read(folder.join("a")).unwrap(), b"someone else's", "what is there is left alone");
+        assert!(disk.write_at("a", 50, b"x").is_err());
+        disk.write_at("a", 0, b"x").unwrap();
+        disk.sync("a").unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_another_agent_has_made_again_is_not_ours() {
+        let folder = TempDir::new("disk-theirs");
+        let dir = folder.join("outbox");
+        let _lock = Lock::try_new(&dir).unwrap();
+        let mut disk = RealDisk::new(&dir);
+        disk.write_at("a", 0, b"x").unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        let theirs = Lock::try_new(&dir).unwrap();
+        assert!(disk.sync("a").is_err());
+        assert!(disk.write_at("a", 0, b"x").is_err());
+        assert!(!dir.join("a").exists());
+        drop(theirs);
     }
 
     #[test]

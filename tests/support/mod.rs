@@ -98,7 +98,7 @@ pub fn program(name: &str) -> PathBuf {
 }
 
 /// A command whose process is killed by the kernel when the thread that started it ends.
-fn mortal(program: &Path) -> Command {
+pub fn mortal(program: &Path) -> Command {
     static SETPRIV: OnceLock<bool> = OnceLock::new();
     let have_setpriv = *SETPRIV.get_or_init(|| {
         let probe = Command::new("setpriv").args(["--pdeathsig", "KILL", "true"]).stderr(Stdio::null()).status();
