@@ -415,6 +415,8 @@ impl World {
         let clean = self.rng.bool();
         if clean {
             self.outbox().flush();
+            // It tried flash once more: what was in RAM only may be there now, under a new number.
+            (0..2).for_each(|lane| self.note(lane));
             if !self.may_fail() {
                 for lane in 0..2 {
                     let puts = std::mem::take(&mut self.uncommitted[lane]);

@@ -504,10 +504,12 @@ impl Lane {
             return;
         }
         for log in 0..self.logs.len() {
+            // An older log gets no more pages.
+            let reach = if log + 1 < self.logs.len() { Reach::Again } else { self.reach() };
             if self.logs[log].acks_lag() > 0 && self.write_header(io, log, Purpose::Acks, self.reach()).is_err() {
                 self.acks_since = Some(now);
             }
-            self.reserve(io, log, self.reach());
+            self.reserve(io, log, reach);
             if self.logs[log].wants_reservation() {
                 self.acks_since = Some(now);
             }

@@ -117,6 +117,11 @@ impl Lane {
         {
             self.close(log);
         }
+        // A copy within the folder: no header could ever say of one of the two that it is dead, and not of the other.
+        let taken: Vec<u32> = self.segments.iter().filter_map(|segment| segment.used).map(|used| used.lap).collect();
+        for segment in self.segments.iter_mut().filter(|s| s.used.is_none() && taken.contains(&s.lap)) {
+            segment.lap = 0;
+        }
         if self.logs.is_empty() && unknown > 0 {
             lost_lanes.push(self.name.clone());
         }

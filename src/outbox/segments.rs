@@ -88,12 +88,24 @@ impl Lane {
 
     /// The segment that was taken first, but for those in which a log's newest header lies.
     pub(super) fn oldest(&self) -> Option<usize> {
-        let current: Vec<_> = self.logs.iter().map(|log| self.current(log.origin)).collect();
-        (0..self.segments.len())
-            .filter(|index| !current.contains(&Some(*index)))
-            .filter_map(|index| self.segments[index].used.map(|used| (used.lap, index)))
-            .min()
-            .map(|(_, index)| index)
+        let mut taken: Vec<(u32, usize)> =
+            (0..self.segments.len()).filter_map(|index| Some((self.segments[index].used?.lap, index))).collect();
+        taken.sort_unstable();
+        let newest: Vec<_> = self.logs.iter().flat_map(|log| self.newest(log.origin, &taken)).collect();
+        taken.iter().map(|(_, index)| *index).find(|index| !newest.contains(index))
+    }
+
+    /// The segment that a log writes to and, where nothing could be written there yet, the one before it.
+    fn newest(&self, origin: u64, taken: &[(u32, usize)]) -> Vec<usize> {
+        let own = |index: &usize| self.segments[*index].used.is_some_and(|used| used.origin == origin);
+        let mut newest = Vec::new();
+        for index in taken.iter().rev().map(|(_, index)| *index).filter(own) {
+            newest.push(index);
+            if !self.segments[index].is_blank() {
+                break;
+            }
+        }
+        newest
     }
 
     /// The oldest segment turn that any log still needs.
@@ -220,7 +232,9 @@ impl Lane {
                 self.take(free, index);
                 continue;
             }
-            if self.segments.iter().any(|segment| self.is_undead(segment)) {
+            // Of an older log that is still alive no header can say so yet.
+            let alive = self.alive();
+            if self.segments.iter().any(|segment| self.is_undead(segment) && segment.lap < alive) {
                 self.cover(io, index)?;
                 continue;
             }
