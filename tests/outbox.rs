@@ -7,6 +7,7 @@ use backhaul::config::{self, Overflow};
 use backhaul::outbox::sim_disk::{Fate, SimDisk};
 use backhaul::outbox::{Config, Draft, LaneId, Outbox, PushError, Timer};
 use backhaul::record::{Body, Fetch, Gap, Item, Offer, Why};
+use backhaul::time::Instant;
 
 const LANE: LaneId = LaneId(0);
 
