@@ -530,12 +530,12 @@ impl World {
 
     fn finish(&mut self) {
         mend(self.outbox().disk_mut());
+        // What failed while the disk did is told now.
+        (0..2).for_each(|lane| _ = self.commit(lane));
         self.now_ms += 1_000_000;
         let now = self.now();
         self.outbox().handle_timeout(now);
         (0..2).for_each(|lane| self.note(lane));
-        // What failed while the disk did is told now.
-        (0..2).for_each(|lane| _ = self.commit(lane));
         self.drain();
         for (lane, committed) in LANES.iter().zip(&self.committed) {
             for put in committed {

@@ -312,8 +312,11 @@ impl Lane {
                     self.reserve(io, self.logs.len() - 1, Reach::Spare);
                 }
                 Err(error) => {
+                    // A full disk refuses what is answered after its commit; what was accepted before is kept.
+                    let sync = self.config.as_ref().is_some_and(|config| config.commit == config::Commit::Sync);
+                    let error = if sync { error } else { PushError::Degraded };
                     self.failed = if mutant!(FailureForgotten) { None } else { Some(error) };
-                    if error == PushError::Full && self.log().leave == Leave::Durable {
+                    if error == PushError::Full {
                         self.log_mut().burn();
                     } else {
                         self.go_on_in_ram(io);
