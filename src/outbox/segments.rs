@@ -120,14 +120,20 @@ impl Lane {
 
     /// A segment that may be written: never used, or covered whole by a header that is on flash.
     pub(super) fn free(&self) -> Option<usize> {
-        let may_be_written = |index: &usize| {
-            let segment = &self.segments[*index];
-            segment.used.is_none() && !self.is_small(segment) && !self.is_undead(segment)
-        };
-        let unused = (0..self.segments.len()).filter(may_be_written).min_by_key(|index| self.segments[*index].lap);
+        let unused = self.unused().filter(|&index| !self.is_small(&self.segments[index]));
         let oldest = || self.oldest().filter(|&index| !self.is_small(&self.segments[index]));
         let by = if mutant!(ReusedBeforeDurable) { Log::covered } else { Log::covered_durably };
         unused.or_else(|| oldest().filter(|&index| self.is_covered(index, by)))
+    }
+
+    /// Of the segments that hold nothing any more the one that goes first: what a closed log's segments still say goes
+    /// in its order.
+    fn unused(&self) -> Option<usize> {
+        let may_go = |index: &usize| {
+            let segment = &self.segments[*index];
+            segment.used.is_none() && !self.is_undead(segment) && (segment.lap > 0 || !self.is_small(segment))
+        };
+        (0..self.segments.len()).filter(may_go).min_by_key(|index| self.segments[*index].lap)
     }
 
     /// Made under another configuration, it does not hold every batch.
@@ -231,6 +237,12 @@ impl Lane {
             if let Some(free) = self.free() {
                 self.take(free, index);
                 continue;
+            }
+            if let Some(small) = self.unused() {
+                if self.remove(io, self.segments[small].number) {
+                    continue;
+                }
+                return Err(PushError::Degraded);
             }
             // Of an older log that is still alive no header can say so yet.
             let alive = self.alive();
