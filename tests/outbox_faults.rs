@@ -122,7 +122,7 @@ impl World {
     fn note(&mut self, lane: usize) {
         let epoch = self.offer(lane).epoch;
         if std::mem::replace(&mut self.newest[lane], epoch) != epoch {
-            self.moved[lane].extend(&self.uncommitted[lane]);
+            self.moved[lane].extend(self.uncommitted[lane].drain(..));
             self.epochs[lane].clear();
         }
     }
