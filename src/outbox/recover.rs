@@ -333,7 +333,7 @@ impl Lane {
         let mut suspects = Vec::new();
         for (rank, (index, first, first_page_bad)) in own.iter().enumerate() {
             let newest = rank + 1 == own.len();
-            let mut end = own.get(rank + 1).map_or(log.next, |(_, header, _)| header.first);
+            let mut end = own.get(rank + 1).map_or(log.next, |(_, header, _)| header.first).min(log.next);
             // What was skipped between two segments lies in neither.
             while let Some(run) = log.runs.at(end - 1) {
                 end = run.from;
