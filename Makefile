@@ -58,6 +58,7 @@ bench-outbox:
 	$(CARGO) build --release --manifest-path bench/Cargo.toml --target-dir target/bench
 	mkdir -p target/bench/work
 	target/bench/release/backhaul-bench --work target/bench/work --svg docs/outbox-bench.svg
+
 # Power cuts of a filmed ext4 under the real agent, 2,000 of them. As root.
 cuts-long:
 	@$(NEED) pkg-config libssl-dev e2fsprogs
