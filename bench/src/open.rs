@@ -149,12 +149,12 @@ fn read_back(outbox: &mut Outbox<Metered>) -> Result<()> {
             bytes_max: 64 << 10,
         };
         let items = outbox.fetch(&fetch);
-        if items.is_empty() || !items.iter().all(|item| matches!(item, Item::Record(_))) {
-            return Err(format!("nothing but records was put, and at {from} is something else").into());
-        }
-        from += items.len() as u64;
-        records += items.len();
-        bytes += items.len() * RECORD_BYTES;
+        let Some(last) = items.last() else { return Err(format!("nothing comes at {from}").into()) };
+        from = last.last() + 1;
+        // Filling it to the brim gave up the oldest: that is one gap.
+        let read = items.iter().filter(|item| matches!(item, Item::Record(_))).count();
+        records += read;
+        bytes += read * RECORD_BYTES;
     }
     println!("read_mib_per_s {}", bytes as f64 / f64::from(1 << 20) / begun.elapsed().as_secs_f64());
     println!("read_cpu_us_per_record {}", (cpu_s() - cpu) * 1e6 / records as f64);
