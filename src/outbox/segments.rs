@@ -222,8 +222,8 @@ impl Lane {
     pub(super) fn make_room<D: Disk>(&mut self, io: &mut Io<D>, pages: u32, records: u32) -> Result<usize, PushError> {
         let index = self.logs.len() - 1;
         let origin = self.logs[index].origin;
-        // Each turn covers, takes or makes one.
-        for _ in 0..2 * self.segments.len() + 4 {
+        // Each turn covers, takes, removes or makes one.
+        for _ in 0..3 * self.segments.len() + 4 {
             if let Some(current) = self.current(origin).filter(|&current| self.segments[current].fits(pages, records)) {
                 return Ok(current);
             }
@@ -238,11 +238,16 @@ impl Lane {
                 continue;
             }
             let oldest = self.oldest();
-            if let Some(owner) =
-                oldest.filter(|&index| self.is_covered(index, Log::covered)).and_then(|i| self.owner(i))
-            {
-                self.cover(io, owner)?;
-                continue;
+            if let Some(index) = oldest.filter(|&index| self.is_covered(index, Log::covered)) {
+                let small = self.is_small(&self.segments[index]);
+                let by = if small { Log::covered_twice } else { Log::covered_durably };
+                if let Some(owner) = self.owner(index).filter(|_| !self.is_covered(index, by)) {
+                    self.cover(io, owner)?;
+                    continue;
+                }
+                if small && self.remove(io, self.segments[index].number) {
+                    continue;
+                }
             }
             // Storage that fails is not a full lane: what it holds can still be sent.
             if self.grow(io).map_err(|error| self.refusal(&error))? {
