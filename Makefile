@@ -10,7 +10,7 @@ NEED = sh deploy/need
 # What `make long` runs, in this order; each is a target of its own.
 LONG = powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
 
-.PHONY: all build demo test powercut powercut-long long kill-long cuts-long bench-outbox lint install clean FORCE
+.PHONY: all build demo test powercut powercut-long long kill-long cuts-long bench-outbox bench-agent lint install clean FORCE
 
 all: build
 
@@ -58,6 +58,13 @@ bench-outbox:
 	$(CARGO) build --release --manifest-path bench/Cargo.toml --target-dir target/bench
 	mkdir -p target/bench/work
 	target/bench/release/backhaul-bench --work target/bench/work --svg docs/outbox-bench.svg
+
+# Memory, wake-ups and CPU of the release agent, at rest and under load, against the receiver.
+bench-agent:
+	@$(NEED) pkg-config libssl-dev python3
+	$(CARGO) build --release --bins --features receiver
+	python3 bench/agent.py target/release/backhaul target/release/backhaul-receiver 500000 target
+
 # Power cuts of a filmed ext4 under the real agent, 2,000 of them. As root.
 cuts-long:
 	@$(NEED) pkg-config libssl-dev e2fsprogs

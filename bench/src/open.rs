@@ -1,4 +1,5 @@
-//! Opening a gigabyte of backlog, warm, in a process of its own; and committing with so many segments at hand.
+//! Opening a gigabyte of backlog, warm, in a process of its own; reading it back as a session does, and committing
+//! with so many segments at hand.
 
 use std::path::Path;
 use std::time::Instant;
@@ -6,6 +7,7 @@ use std::time::Instant;
 use backhaul::outbox::disk::Disk;
 use backhaul::outbox::format::PAGE_BYTES;
 use backhaul::outbox::{LaneId, Outbox};
+use backhaul::record::{Fetch, Item};
 use backhaul::shell::disk::RealDisk;
 use backhaul::time;
 
@@ -14,13 +16,16 @@ use crate::append::median;
 use crate::child::{Child, memory_mib};
 use crate::device::Device;
 use crate::metered::{Metered, cpu_s};
-use crate::store::{Ours, Store, config, draft};
+use crate::store::{Ours, RECORD_BYTES, Store, config, draft};
 
 const BACKLOG_BYTES: u64 = 1 << 30;
 /// The file system, beside the backlog.
 const DEVICE_BYTES: u64 = 512 << 20;
 /// As many as fill a segment in one commit.
 const GROUP: usize = 2400;
+/// What a session fetches at once, and how many bytes of the backlog are read here.
+const FETCH_RECORDS: u32 = 512;
+const READ_BYTES: usize = 128 << 20;
 /// How often it is opened.
 const TURNS: usize = 5;
 
@@ -36,6 +41,12 @@ pub struct Opened {
     pub pages_per_segment: f64,
     /// Afterwards, at 256 records a commit.
     pub cpu_us_per_record: f64,
+    /// Bytes of records fetched a second, from the page cache.
+    pub read_mib_per_s: f64,
+    /// What fetching one took on a CPU.
+    pub read_cpu_us_per_record: f64,
+    /// After all of it.
+    pub read_memory_mib: f64,
 }
 
 /// Fills a lane and opens it.
@@ -58,6 +69,9 @@ pub fn measure(work: &Path, scale: usize) -> Result<Opened> {
             segments: child.expect("segments")?,
             pages_per_segment: child.expect("pages_per_segment")?,
             cpu_us_per_record: child.expect("cpu_us_per_record")?,
+            read_mib_per_s: child.expect("read_mib_per_s")?,
+            read_cpu_us_per_record: child.expect("read_cpu_us_per_record")?,
+            read_memory_mib: child.expect("read_memory_mib")?,
         });
         child.finish()?;
     }
@@ -69,6 +83,9 @@ pub fn measure(work: &Path, scale: usize) -> Result<Opened> {
         segments: middle(|turn| turn.segments),
         pages_per_segment: middle(|turn| turn.pages_per_segment),
         cpu_us_per_record: middle(|turn| turn.cpu_us_per_record),
+        read_mib_per_s: middle(|turn| turn.read_mib_per_s),
+        read_cpu_us_per_record: middle(|turn| turn.read_cpu_us_per_record),
+        read_memory_mib: middle(|turn| turn.read_memory_mib),
     })
 }
 
@@ -114,5 +131,33 @@ pub fn open(dir: &Path, bytes: u64) -> Result<()> {
         records += 256;
     }
     println!("cpu_us_per_record {}", cpu * 1e6 / f64::from(records));
+    read_back(&mut outbox)
+}
+
+/// Fetches the oldest of the backlog. Nothing is acked: the next turn finds all of it again.
+fn read_back(outbox: &mut Outbox<Metered>) -> Result<()> {
+    let offer = outbox.offers().swap_remove(0);
+    let (mut from, mut bytes, mut records) = (offer.first, 0, 0);
+    let (begun, cpu) = (Instant::now(), cpu_s());
+    while bytes < READ_BYTES && from < offer.next {
+        let fetch = Fetch {
+            session: 1,
+            lane: offer.lane.clone(),
+            epoch: offer.epoch,
+            from,
+            records_max: FETCH_RECORDS,
+            bytes_max: 64 << 10,
+        };
+        let items = outbox.fetch(&fetch);
+        let Some(last) = items.last() else { return Err(format!("nothing comes at {from}").into()) };
+        from = last.last() + 1;
+        // Filling it to the brim gave up the oldest: that is one gap.
+        let read = items.iter().filter(|item| matches!(item, Item::Record(_))).count();
+        records += read;
+        bytes += read * RECORD_BYTES;
+    }
+    println!("read_mib_per_s {}", bytes as f64 / f64::from(1 << 20) / begun.elapsed().as_secs_f64());
+    println!("read_cpu_us_per_record {}", (cpu_s() - cpu) * 1e6 / records as f64);
+    println!("read_memory_mib {}", memory_mib()?);
     Ok(())
 }

@@ -102,6 +102,10 @@ pub fn rows(appended: &[Appended], lives: &[Life], opened: &Opened) -> Vec<Row> 
     rows.push(row("peak memory after opening it".into(), "MiB", Goal::AtMost(6.0), 1, alone(opened.memory_mib)));
     let pages = alone(opened.pages_per_segment);
     rows.push(row("pages read per segment at opening, the newest apart".into(), "pages", Goal::AtMost(1.0), 2, pages));
+    let what = "reading the backlog back, warm";
+    rows.push(row(format!("{what}: MiB/s"), "MiB/s", Goal::Stated, 0, alone(opened.read_mib_per_s)));
+    rows.push(row(format!("{what}: CPU per record"), "µs", Goal::Stated, 2, alone(opened.read_cpu_us_per_record)));
+    rows.push(row(format!("{what}: peak memory"), "MiB", Goal::Stated, 1, alone(opened.read_memory_mib)));
     rows
 }
 

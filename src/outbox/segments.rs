@@ -86,26 +86,25 @@ impl Lane {
             .max_by_key(newest)
     }
 
-    /// The segment that was taken first, but for those in which a log's newest header lies.
+    /// The segment that was taken first, but for those in which a log's newest header lies. One pass for each log: a
+    /// lane may have thousands.
     pub(super) fn oldest(&self) -> Option<usize> {
-        let mut taken: Vec<(u32, usize)> =
-            (0..self.segments.len()).filter_map(|index| Some((self.segments[index].used?.lap, index))).collect();
-        taken.sort_unstable();
-        let newest: Vec<_> = self.logs.iter().flat_map(|log| self.newest(log.origin, &taken)).collect();
-        taken.iter().map(|(_, index)| *index).find(|index| !newest.contains(index))
+        let newest: Vec<_> = self.logs.iter().map(|log| (log.origin, self.newest(log.origin))).collect();
+        let is_kept = |used: Use, turn| newest.iter().any(|(origin, newest)| *origin == used.origin && *newest <= turn);
+        let turns = self.turns().filter(|(used, turn)| !is_kept(*used, *turn));
+        turns.map(|(_, turn)| turn).min().map(|(_, index)| index)
     }
 
-    /// The segment that a log writes to and, where nothing could be written there yet, the one before it.
-    fn newest(&self, origin: u64, taken: &[(u32, usize)]) -> Vec<usize> {
-        let own = |index: &usize| self.segments[*index].used.is_some_and(|used| used.origin == origin);
-        let mut newest = Vec::new();
-        for index in taken.iter().rev().map(|(_, index)| *index).filter(own) {
-            newest.push(index);
-            if !self.segments[index].is_blank() {
-                break;
-            }
-        }
-        newest
+    /// When the segment was taken that a log writes to; where nothing could be written there yet, the one before it.
+    fn newest(&self, origin: u64) -> (u32, usize) {
+        let written = self.turns().filter(|(used, _)| used.origin == origin && used.page > 0);
+        written.map(|(_, turn)| turn).max().unwrap_or_default()
+    }
+
+    /// What lies in each segment, with what orders them: when it was taken, and where it lies in `segments`.
+    fn turns(&self) -> impl Iterator<Item = (Use, (u32, usize))> {
+        let used = self.segments.iter().enumerate();
+        used.filter_map(|(index, segment)| segment.used.map(|used| (used, (used.lap, index))))
     }
 
     /// The oldest segment turn that any log still needs.
