@@ -78,6 +78,7 @@ fn what_was_kept_in_ram_while_offline_is_on_flash_when_it_is_back() {
     rig.put_committed(20);
     // From here on it is on flash, or the receiver will miss it.
     rig.agent.kill9();
+    rig.assert_exported();
     rig.agent.start();
     rig.link(Mode::Pass);
     rig.settle(&["storage_degraded", "storage_recovered"]);
