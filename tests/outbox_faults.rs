@@ -176,25 +176,27 @@ impl World {
         if self.rng.u8(..20) == 0 && self.may_grow(0) && self.may_grow(1) {
             // The same folder on another device.
             self.config.device = self.opened.to_string();
-            let before = [self.offer(0), self.offer(1)];
+            let before = self.outbox().offers();
             let disk = self.outbox.take().expect("open").into_disk();
             let (outbox, report) = Outbox::open(disk, &self.config, seed + 500);
             assert!(report.copied_image);
             self.outbox = Some(outbox);
-            before.iter().enumerate().for_each(|(lane, before)| self.renamed(lane, before));
+            let now = self.outbox().offers();
+            assert_eq!(now.len(), before.len(), "each log has a new name: {before:?} {now:?}");
+            before.iter().zip(&now).for_each(|(before, now)| self.renamed(before, now));
         }
         self.welcome();
     }
 
-    /// A lane drew a new epoch: what was above the ack is numbered from one.
-    fn renamed(&mut self, lane: usize, before: &Offer) {
-        let now = self.offer(lane);
+    /// A log drew a new epoch: what was above the ack is numbered from one.
+    fn renamed(&mut self, before: &Offer, now: &Offer) {
+        let lane = LANES.iter().position(|name| *name == now.lane.as_str()).expect("ours");
         assert_ne!(now.epoch, before.epoch);
         assert_eq!(now.first, 1);
         let old = self.names.entry((before.lane.clone(), before.epoch)).or_default();
         let moved: BTreeMap<_, _> =
             old.range(before.first..).map(|(seq, puts)| (seq - (before.first - 1), puts.clone())).collect();
-        self.names.insert((now.lane, now.epoch), moved);
+        self.names.insert((now.lane.clone(), now.epoch), moved);
         self.newest[lane] = self.offer(lane).epoch;
         // Until something leaves under the new one, a cut may bring the old one back.
         if !self.epochs[lane].is_empty() {
@@ -212,10 +214,13 @@ impl World {
             return;
         }
         self.outbox().renumber(&before.lane, before.epoch);
-        // What was in RAM was committed on the way, or burnt.
+        // What was in RAM was committed on the way, or burnt; but where storage failed before, it stays in RAM.
         let puts = std::mem::take(&mut self.uncommitted[lane]);
-        self.committed[lane].extend(puts);
-        self.renamed(lane, &before);
+        let degraded = self.outbox().flash_status().state == "degraded";
+        let told = if degraded { &mut self.moved } else { &mut self.committed };
+        told[lane].extend(puts);
+        let now = self.offer(lane);
+        self.renamed(&before, &now);
     }
 
     fn welcome(&mut self) {
