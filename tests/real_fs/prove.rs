@@ -42,17 +42,19 @@ pub fn campaign(name: &'static str) {
     let _replay = Replay { name, cuts, rounds: 1, seed };
     let mut rng = Rng::with_seed(seed);
     let dir = TempDir::new("prove");
-    let (film, said) = film::shoot(&dir, MODE, 4096, count);
+    let (mut film, (begin, said)) = film::shoot(&dir, MODE, 4096, count);
+    film.begin = begin;
     assert_an_honest_disk_is_acquitted(&dir, &film, &said, cuts, &mut rng);
     assert_liars_are_found_out(&dir, &film, &said, &mut rng);
 }
 
-/// A run in a folder of its own, killed once it has counted far enough.
-fn count(mount: &Path, recorder: &Recorder) -> Vec<Said> {
+/// A run in a folder of its own, killed once it has counted far enough. From where in the film on the folder is there.
+fn count(mount: &Path, recorder: &Recorder) -> (usize, Vec<Said>) {
     let folder = mount.join(FOLDER);
     fs::create_dir(&folder).expect("the disk takes a folder");
     // By its user, a while ago.
     File::open(mount).and_then(|disk| disk.sync_all()).expect("the disk syncs");
+    let begin = recorder.position();
     let mut command = mortal(&program("backhaul"));
     command.args(["outbox", "prove", "--bytes", "100000000"]).arg(&folder);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("our own program starts");
@@ -63,7 +65,7 @@ fn count(mount: &Path, recorder: &Recorder) -> Vec<Said> {
     child.kill().expect("our own child can be killed");
     child.wait().expect("our own child can be waited for");
     assert_eq!(said.len(), NUMBERS, "it ended by itself");
-    said
+    (begin, said)
 }
 
 fn assert_an_honest_disk_is_acquitted(dir: &TempDir, film: &Film, said: &[Said], cuts: u64, rng: &mut Rng) {
