@@ -77,9 +77,7 @@ impl Lane {
         let Some(failing) = self.failing.filter(|failing| at_once || failing.retry_at <= now) else { return };
         if self.return_to_flash(io) {
             self.failing = None;
-            for log in (0..self.logs.len() - 1).rev().filter(|log| self.logs[*log].is_drained()).collect::<Vec<_>>() {
-                self.close(log);
-            }
+            self.close_drained(io);
             let detail = format!("lane {}: records go to flash again", self.name);
             io.events.push_back(Event { kind: "storage_recovered", detail });
         } else {
@@ -92,6 +90,7 @@ impl Lane {
         if self.unlisted && !self.recover_late(io) {
             return false;
         }
+        self.close_drained(io);
         let on_flash = self.logs.iter().filter(|log| log.leave != Leave::AtOnce).count();
         if self.log().leave == Leave::AtOnce && (on_flash >= LOGS_MAX || self.begin(io).is_err()) {
             return false;

@@ -312,8 +312,11 @@ impl Lane {
                     self.reserve(io, self.logs.len() - 1, Reach::Spare);
                 }
                 Err(error) => {
+                    // A full disk refuses what is answered after its commit; what was accepted before is kept.
+                    let sync = self.config.as_ref().is_some_and(|config| config.commit == config::Commit::Sync);
+                    let error = if sync { error } else { PushError::Degraded };
                     self.failed = if mutant!(FailureForgotten) { None } else { Some(error) };
-                    if error == PushError::Full && self.log().leave == Leave::Durable {
+                    if error == PushError::Full {
                         self.log_mut().burn();
                     } else {
                         self.go_on_in_ram(io);
@@ -452,9 +455,7 @@ impl Lane {
             self.acks_since.get_or_insert(now);
         }
         if log + 1 < self.logs.len() && self.logs[log].is_drained() {
-            // Best effort: without it the next start offers the log again and the server says that it has it all.
-            let _ = self.write_header(io, log, Purpose::Acks, Reach::Spare);
-            self.close(log);
+            self.close_drained(io);
         }
         if self.waiting().0 == 0 && self.log().wants_reservation() {
             self.reserve(io, self.logs.len() - 1, self.reach());
@@ -470,6 +471,19 @@ impl Lane {
     pub(super) fn warn<D: Disk>(&self, io: &mut Io<D>, error: &io::Error) {
         log::warn!(target: "outbox", "write failed lane={} error={error}", self.name);
         io.last_error = error.to_string();
+    }
+
+    /// Older logs that are done with go. Their last header says so: best effort where a newer log's headers do, too,
+    /// since without it the next start offers the log again and the server says that it has it all. Where none stands
+    /// on flash it comes first: their segments are reused, and what a power cut left of them would look damaged.
+    pub(super) fn close_drained<D: Disk>(&mut self, io: &mut Io<D>) {
+        for log in (0..self.logs.len() - 1).rev().filter(|log| self.logs[*log].is_drained()).collect::<Vec<_>>() {
+            let told = self.logs[log].is_drained_durably()
+                || matches!(self.write_header(io, log, Purpose::Acks, Reach::Again), Ok(true));
+            if told || self.log().is_named() {
+                self.close(log);
+            }
+        }
     }
 
     /// A log goes; its segments are free, the newest one last (`Segment::lap`): where a start still finds the log, that

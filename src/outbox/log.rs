@@ -162,6 +162,11 @@ impl Log {
         self.acked + 1 == self.next
     }
 
+    /// Likewise after a start, whatever the power does; a log that is in RAM is gone by then.
+    pub fn is_drained_durably(&self) -> bool {
+        self.is_drained() && (self.leave == Leave::AtOnce || self.durable_acked == self.acked)
+    }
+
     /// What a batch of `count` records (`length` bytes) says; an empty one for 0. Lap is the segment's, `alive` the
     /// lane's.
     pub fn header(&self, lane: &LaneName, lap: u32, alive: u32, count: u32, length: u32) -> Header {

@@ -26,6 +26,8 @@ enum Scan {
 /// What the walk through a log's newest segment found.
 struct Walk {
     headers: Vec<Header>,
+    /// Position after a batch that failed, as its writer heard: a header behind it goes on before it. 0: none did.
+    failed: u64,
     /// Page after the last batch.
     page: u32,
     records: u32,
@@ -260,7 +262,7 @@ impl Lane {
         let highest = |field: fn(&Header) -> u64| headers.iter().map(|header| field(header)).max().unwrap_or(0);
         let acked = if mutant!(AcksForgotten) { 0 } else { highest(|header| header.acked) };
         let floor = if mutant!(FloorForgotten) { acked } else { top.floor.max(acked) };
-        let last = highest(|header| header.next() - 1).max(floor);
+        let last = (top.next() - 1).max(floor);
         let mut log = Log::new(top.origin, top.epoch, all.map_or(Leave::Durable, |_| self.leave()));
         log.base = top.base.min(acked);
         log.acked = acked;
@@ -311,6 +313,10 @@ impl Lane {
             ));
             log.skip_to(next, why);
         }
+        if all.is_some() {
+            // Its numbers would mean two things once the header behind it is damaged.
+            log.skip_to(walk.failed, Why::Torn);
+        }
         if log.leave == Leave::Reserved && !top.eager {
             // Two headers have to say so before a record leaves that is not on flash.
             log.reserved = [log.durable.min(log.reserved[0]); 2];
@@ -348,18 +354,17 @@ impl Lane {
     fn walk<D: Disk>(&self, io: &mut Io<D>, segment: &Segment, first: &Header) -> Walk {
         let (mut headers, mut records) = (Vec::<Header>::new(), 0u32);
         let (mut page, mut last_at, mut end) = (0, 0, 0);
+        let mut failed = 0;
         let mut bad = Vec::new();
         while page < segment.pages {
             let (bytes, kind) = self.read_page(io, segment, page);
             let place = Place { segment: segment.number, page };
             let header = Header::decode(&bytes[..format::PAYLOAD_BYTES], place).filter(|h| h.lane == self.name);
-            let next = headers.last().map_or(first.first, Header::next);
             match header {
-                Some(header)
-                    if (header.lap == first.lap || mutant!(StaleLapRead))
-                        && header.origin == first.origin
-                        && header.first >= next =>
-                {
+                Some(header) if (header.lap == first.lap || mutant!(StaleLapRead)) && header.origin == first.origin => {
+                    for before in headers.extract_if(.., |before| before.next() > header.first) {
+                        failed = failed.max(before.next());
+                    }
                     last_at = page;
                     page += header.pages();
                     end = page.min(segment.pages);
@@ -385,7 +390,7 @@ impl Lane {
         let lost = headers.last().map_or(Vec::new(), |last| self.lost_in_batch(io, segment, last_at, last));
         let tail_bad = bad.contains(&end);
         let leftovers = bad.iter().any(|page| *page > end) && !mutant!(LeftoversKept);
-        Walk { headers, page: end, records, tail_bad, leftovers, lost }
+        Walk { headers, failed, page: end, records, tail_bad, leftovers, lost }
     }
 
     /// What of the newest batch is not intact. Pages that are zero or stale were never synced: nothing was promised.

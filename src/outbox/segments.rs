@@ -120,14 +120,20 @@ impl Lane {
 
     /// A segment that may be written: never used, or covered whole by a header that is on flash.
     pub(super) fn free(&self) -> Option<usize> {
-        let may_be_written = |index: &usize| {
-            let segment = &self.segments[*index];
-            segment.used.is_none() && !self.is_small(segment) && !self.is_undead(segment)
-        };
-        let unused = (0..self.segments.len()).filter(may_be_written).min_by_key(|index| self.segments[*index].lap);
+        let unused = self.unused().filter(|&index| !self.is_small(&self.segments[index]));
         let oldest = || self.oldest().filter(|&index| !self.is_small(&self.segments[index]));
         let by = if mutant!(ReusedBeforeDurable) { Log::covered } else { Log::covered_durably };
         unused.or_else(|| oldest().filter(|&index| self.is_covered(index, by)))
+    }
+
+    /// Of the segments that hold nothing any more the one that goes first: what a closed log's segments still say goes
+    /// in its order.
+    fn unused(&self) -> Option<usize> {
+        let may_go = |index: &usize| {
+            let segment = &self.segments[*index];
+            segment.used.is_none() && !self.is_undead(segment) && (segment.lap > 0 || !self.is_small(segment))
+        };
+        (0..self.segments.len()).filter(may_go).min_by_key(|index| self.segments[*index].lap)
     }
 
     /// Made under another configuration, it does not hold every batch.
@@ -223,14 +229,20 @@ impl Lane {
     pub(super) fn make_room<D: Disk>(&mut self, io: &mut Io<D>, pages: u32, records: u32) -> Result<usize, PushError> {
         let index = self.logs.len() - 1;
         let origin = self.logs[index].origin;
-        // Each turn covers, takes or makes one.
-        for _ in 0..2 * self.segments.len() + 4 {
+        // Each turn covers, takes, removes or makes one.
+        for _ in 0..3 * self.segments.len() + 4 {
             if let Some(current) = self.current(origin).filter(|&current| self.segments[current].fits(pages, records)) {
                 return Ok(current);
             }
             if let Some(free) = self.free() {
                 self.take(free, index);
                 continue;
+            }
+            if let Some(small) = self.unused() {
+                if self.remove(io, self.segments[small].number) {
+                    continue;
+                }
+                return Err(PushError::Degraded);
             }
             // Of an older log that is still alive no header can say so yet.
             let alive = self.alive();
@@ -239,11 +251,16 @@ impl Lane {
                 continue;
             }
             let oldest = self.oldest();
-            if let Some(owner) =
-                oldest.filter(|&index| self.is_covered(index, Log::covered)).and_then(|i| self.owner(i))
-            {
-                self.cover(io, owner)?;
-                continue;
+            if let Some(index) = oldest.filter(|&index| self.is_covered(index, Log::covered)) {
+                let small = self.is_small(&self.segments[index]);
+                let by = if small { Log::covered_twice } else { Log::covered_durably };
+                if let Some(owner) = self.owner(index).filter(|_| !self.is_covered(index, by)) {
+                    self.cover(io, owner)?;
+                    continue;
+                }
+                if small && self.remove(io, self.segments[index].number) {
+                    continue;
+                }
             }
             // Storage that fails is not a full lane: what it holds can still be sent.
             if self.grow(io).map_err(|error| self.refusal(&error))? {
