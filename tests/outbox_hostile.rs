@@ -41,7 +41,7 @@ pub(crate) fn any_image_opens_within_bounds_and_the_lane_works_afterwards() {
         let worst = running.into_iter().map(|thread| thread.join().expect("replay as said above"));
         worst.fold((0, 0), |worst, this| (worst.0.max(this.0), worst.1.max(this.1)))
     });
-    println!(
+    eprintln!(
         "images {}: opening held at most {} bytes and read {} % of the files",
         seeds.end - seeds.start,
         worst.0,

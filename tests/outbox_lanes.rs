@@ -4,12 +4,14 @@
 #[path = "support/dead_letters.rs"]
 mod dead_letters;
 
+use std::time::Duration;
+
 use backhaul::config::{self, Overflow};
 use backhaul::outbox::dead::{DEAD_LANE, with_dead_letters};
 use backhaul::outbox::expiry::Clock;
 use backhaul::outbox::sim_disk::{Fate, SimDisk};
 use backhaul::outbox::{Config, Draft, LaneId, Outbox, PushError};
-use backhaul::record::{Body, Fetch, Item, Offer};
+use backhaul::record::{Body, Fetch, Item, Offer, Why};
 use backhaul::status;
 use backhaul::time::{CLOCK_SET_FLOOR_MS, Instant};
 
@@ -128,6 +130,75 @@ fn texts(items: &[Item]) -> Vec<String> {
         Item::Gap(gap) => format!("{}..={} {}", gap.from, gap.to, gap.why.as_str()),
     };
     items.iter().map(text).collect()
+}
+
+// ---------------------------------------------------------------- RAM first
+
+fn ram_first(commit_bytes: u32) -> config::Lane {
+    let commit = config::Commit::RamFirst;
+    config::Lane { commit, commit_ms: 5_000, commit_bytes, ..lane(8, Overflow::DropOldest) }
+}
+
+#[test]
+fn what_is_acked_in_time_costs_flash_a_reservation_now_and_then() {
+    const RECORDS: u64 = 150_000;
+    let mut bench = Bench::new(ram_first(1 << 20));
+    let begun = bench.outbox.flash_status().by_purpose;
+    let mut now = Instant::default();
+    for to in (50..=RECORDS).step_by(50) {
+        for n in 0..50 {
+            bench.outbox.push(LANE, draft(&format!("{n}")), now).expect("room");
+        }
+        now = now + Duration::from_millis(10);
+        bench.outbox.handle_timeout(now);
+        assert!(!bench.outbox.is_due(LANE), "{to}");
+        assert_eq!(bench.fetch(to - 49).len(), 50, "they leave before they are on flash");
+        bench.ack(to);
+    }
+    let spent = bench.outbox.flash_status().by_purpose;
+    assert_eq!((spent.records, spent.acks, spent.segments), (0, 0, begun.segments), "{spent:?}");
+    let pages = (spent.reserve - begun.reserve) / 4096;
+    assert!((2..=2 * RECORDS.div_ceil(65_536)).contains(&pages), "{pages} pages");
+}
+
+#[test]
+fn what_is_not_acked_in_time_is_on_flash_and_no_number_that_left_comes_again() {
+    let mut bench = Bench::new(ram_first(1 << 20));
+    for n in 1..=3 {
+        bench.push(draft(&format!("{n}")));
+    }
+    bench.outbox.handle_timeout(Instant::default() + Duration::from_millis(4_999));
+    assert!(bench.fetch(1).len() == 3 && bench.outbox.flash_status().by_purpose.records == 0);
+    bench.outbox.handle_timeout(Instant::default() + Duration::from_millis(5_000));
+    assert!(bench.outbox.flash_status().by_purpose.records > 0);
+    // Two more leave from RAM, and the power goes.
+    for n in 4..=5 {
+        bench.push(draft(&format!("{n}")));
+    }
+    assert_eq!(bench.fetch(4).len(), 2);
+    let epoch = bench.offer().epoch;
+    let mut bench = bench.power_cut();
+    assert_eq!(bench.offer().epoch, epoch);
+    let found = bench.fetch(1);
+    assert_eq!(texts(&found)[..3], ["1", "2", "3"]);
+    assert!(matches!(found[3..], [Item::Gap(gap)] if gap.why == Why::Torn && gap.from == 4), "{found:?}");
+    let (_, seq) = bench.put(draft("new"));
+    assert!(seq > 5 && seq == found[3].last() + 1, "{seq}");
+    // Who waits for `committed` gets it.
+    let mut bench = bench.power_cut();
+    assert_eq!(texts(&bench.fetch(seq))[0], "new");
+}
+
+#[test]
+fn more_than_commit_bytes_in_ram_want_a_commit() {
+    let mut bench = Bench::new(ram_first(1000));
+    bench.push(draft("x"));
+    assert!(!bench.outbox.is_due(LANE));
+    bench.push(draft(&"x".repeat(1000)));
+    assert!(bench.outbox.is_due(LANE));
+    bench.outbox.commit(LANE).expect("a disk that works");
+    assert!(!bench.outbox.is_due(LANE));
+    assert_eq!(texts(&bench.power_cut().fetch(1))[..2], ["x".to_owned(), "x".repeat(1000)]);
 }
 
 // ---------------------------------------------------------------- time to live

@@ -42,7 +42,7 @@ enum Cost {
 impl Cost {
     fn range(self) -> RangeInclusive<Seq> {
         match self {
-            Self::Nothing => 1..=0,
+            Self::Nothing => RangeInclusive::new(1, 0),
             Self::All(from, to) | Self::From(from, to) => from..=to,
         }
     }
@@ -66,8 +66,9 @@ fn number(name: &str, default: usize) -> usize {
 }
 
 fn draft(n: usize, bytes: usize) -> Draft {
-    let key = (n % 7 == 0).then(|| format!("key-{n}"));
-    let body = if n % 3 == 0 { Body::Bytes(vec![n as u8; bytes]) } else { Body::Text(format!("{n:0>bytes$}")) };
+    let key = n.is_multiple_of(7).then(|| format!("key-{n}"));
+    let body =
+        if n.is_multiple_of(3) { Body::Bytes(vec![n as u8; bytes]) } else { Body::Text(format!("{n:0>bytes$}")) };
     Draft {
         at: Some(1_767_225_600_000 + n as u64),
         boot: 7,
@@ -190,8 +191,11 @@ impl Image {
         let lost = check_gaps(&gaps, cost);
         let status = &outbox.lanes_status(None)[0];
         assert_eq!((status.corrupt, status.torn, status.overflowed), (lost, 0, 0), "counted exactly");
-        let mut disk =
-            if bit % 61 == 0 { self.check_it_goes_on(outbox, bit / 8 < PAGE_BYTES) } else { outbox.into_disk() };
+        let mut disk = if bit.is_multiple_of(61) {
+            self.check_it_goes_on(outbox, bit / 8 < PAGE_BYTES)
+        } else {
+            outbox.into_disk()
+        };
         disk.restore();
         self.disk = disk;
     }
@@ -269,7 +273,7 @@ fn rot(later: Later, step: usize) {
     let bits = sample.bytes * 8;
     let lossy = sample.costs[..sample.bytes].iter().filter(|cost| **cost != Cost::Nothing).count();
     assert!(lossy * 2 > sample.bytes, "most of it is records");
-    println!(
+    eprintln!(
         "{later:?}: {bits} bits, one in {step} flipped, {} records held, {lossy} of {} bytes cost something",
         sample.drafts.len(),
         sample.bytes

@@ -139,6 +139,8 @@ pub enum OutboxAction {
     },
     /// `wipe`
     Wipe {
+        /// This lane alone.
+        lane: Option<String>,
         /// Nobody is asked.
         yes: bool,
     },
@@ -321,7 +323,7 @@ impl Typed {
             "list" => OutboxAction::List { json: self.flag("json") },
             "verify" => OutboxAction::Verify { json: self.flag("json") },
             "export" => OutboxAction::Export { lane: self.text("lane")? },
-            "wipe" => OutboxAction::Wipe { yes: self.flag("yes") },
+            "wipe" => OutboxAction::Wipe { lane: self.text("lane")?, yes: self.flag("yes") },
             _ => OutboxAction::Prove(self.prove()?),
         };
         let Some(dir) = self.operand() else {
@@ -476,6 +478,13 @@ mod tests {
             Ok(Command::Outbox(OutboxArgs {
                 dir: "/d".into(),
                 action: OutboxAction::Export { lane: Some("alarm".into()) }
+            }))
+        );
+        assert_eq!(
+            parsed("outbox wipe --lane alarm --yes /d"),
+            Ok(Command::Outbox(OutboxArgs {
+                dir: "/d".into(),
+                action: OutboxAction::Wipe { lane: Some("alarm".into()), yes: true }
             }))
         );
         assert_eq!(parsed("outbox wipe --help"), Ok(Command::Print(help::OUTBOX_WIPE)));

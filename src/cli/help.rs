@@ -126,6 +126,7 @@ damaged and what of the promised records is lost. Writes nothing.
   lost_promised  damaged beyond reading: each was promised
   lost_unknown   numbers skipped behind damage: some may have been promised
   lost_torn      numbers skipped where a write was cut: nothing was promised
+  dead_letters   copies of refused records; a damaged one is no lost promise
 
 exit codes: 0 intact, 65 promised records are lost, or may be, 66 no such
             folder, 75 an agent writes here and what was read looks damaged,
@@ -144,9 +145,11 @@ oldest first in each lane and epoch:
   {\"lane\":\"temp\",\"epoch\":300,
    \"gap\":{\"from\":18,\"to\":19,\"why\":\"corrupt\",\"count\":2}}
 
-Bytes that are no text are \"base64\"; `key` and `ttl_s` where there are any;
-`boot` and `boot_ms` where no clock was known. Nothing is removed: who imports
-keeps (lane, epoch, seq) and drops what comes twice.
+Bytes that are no text are \"base64\"; `key` and `ttl_s` where there are any (what
+has outlived its time is there, too); `boot` and `boot_ms` where no clock was
+known. A dead letter, in lane `dead`, names in \"rejected\" its record's lane,
+epoch, seq and the reason. Nothing is removed: who imports keeps (lane, epoch,
+seq) and drops what comes twice.
 
   -l, --lane LANE   this lane alone
 
@@ -156,16 +159,18 @@ exit codes: 0 done, 65 done, promised records are lost, or may be, 66 no such
 
 /// `outbox wipe --help`
 pub const OUTBOX_WIPE: &str = "\
-usage: backhaul outbox wipe DIR [--yes]
+usage: backhaul outbox wipe DIR [-l LANE] [--yes]
 
 Removes every record and every lane's numbering, durably. At the next start of
 the agent each lane begins a new epoch: no number is used again, and the server
 sees a new beginning rather than a gap. Refused while an agent runs.
 
-  --yes   do not ask
+  -l, --lane LANE   this lane alone (`dead`: the dead letters); not a byte of
+                    the others changes
+  --yes             do not ask
 
-exit codes: 0 done, 1 the answer was no, 66 no such folder, 74 the storage
-            failed, 75 an agent runs here, 77 permission
+exit codes: 0 done, 1 the answer was no, 66 no such folder or lane, 74 the
+            storage failed, 75 an agent runs here, 77 permission
 ";
 
 /// `outbox prove --help`

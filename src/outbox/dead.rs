@@ -5,13 +5,15 @@
 //! `LANE/EPOCH/SEQ {"reason":"…","key":"…"}`. What stands before the space is a key as producers use them: a refusal
 //! that is repeated after a restart finds its letter and makes no second one.
 
+use serde::Deserialize;
+
 use super::disk::{Disk, Entry};
 use super::format::{HEADER_BYTES_MAX, PAGE_BYTES, RECORD_OVERHEAD_BYTES_MAX, pages_for};
 use super::lane::{Io, Lane};
 use super::segments::parse_segment_name;
 use super::{Config, Draft, Outbox, PushError, Report};
 use crate::config;
-use crate::record::{LaneName, Why};
+use crate::record::{Epoch, LaneName, Seq, Why};
 use crate::time::Instant;
 
 /// The dead letters' lane; no lane can be configured under this name.
@@ -128,6 +130,37 @@ impl DeadLetters {
     }
 }
 
+/// What a letter says of the record that it is a copy of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Its lane.
+    pub lane: String,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Its number.
+    pub seq: Seq,
+    /// Why it was refused; empty where that was too long to be kept.
+    pub reason: String,
+    /// The key that its producer gave it; none, too, where it was too long to be kept.
+    pub key: Option<String>,
+}
+
+impl Origin {
+    /// Reads a letter's key; `None`: it is none.
+    pub fn parse(key: &str) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Words {
+            reason: String,
+            key: Option<String>,
+        }
+        let (identity, words) = key.split_once(' ')?;
+        let mut parts = identity.split('/');
+        let (lane, epoch, seq) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let Words { reason, key } = serde_json::from_str(words).ok()?;
+        Some(Self { lane: lane.into(), epoch, seq, reason, key })
+    }
+}
+
 /// What a letter's key says, within its bound.
 fn letter_key(identity: &str, key: Option<&str>, reason: &str) -> String {
     let whole = |reason: &str, key| format!("{identity} {}", serde_json::json!({ "reason": reason, "key": key }));
@@ -163,7 +196,7 @@ impl<D: Disk> Outbox<D> {
     }
 
     /// This agent itself refuses the record for ever (protocol rule 6): it is given up under a `rejected` gap.
-    pub fn refuse(&mut self, lane: &LaneName, epoch: crate::record::Epoch, seq: crate::record::Seq, reason: &str) {
+    pub fn refuse(&mut self, lane: &LaneName, epoch: Epoch, seq: Seq, reason: &str) {
         let Some((lane, log)) = self.find(lane, epoch) else { return };
         let position = seq + self.lanes[lane].logs[log].base;
         let held = &self.lanes[lane].logs[log];
@@ -184,5 +217,35 @@ impl<D: Disk> Outbox<D> {
         held.keys.forget(epoch, seq..=seq);
         log::warn!(target: "outbox", "record rejected lane={} seq={seq} reason={reason:?}", held.name);
         self.bury(lane, log, position, reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letters_key_is_read_as_it_was_written() {
+        let origin = |reason: &str, key: Option<&str>| Origin {
+            lane: "temp".into(),
+            epoch: 5,
+            seq: 17,
+            reason: reason.into(),
+            key: key.map(Into::into),
+        };
+        let long = "x".repeat(KEY_BYTES_MAX);
+        for (reason, key, kept) in [
+            ("bad", Some("a b/\"c"), origin("bad", Some("a b/\"c"))),
+            ("of two words", None, origin("of two words", None)),
+            ("bad", Some(long.as_str()), origin("bad", None)),
+            (long.as_str(), Some("k"), origin("", None)),
+        ] {
+            let written = letter_key("temp/5/17", key, reason);
+            assert!(written.len() <= KEY_BYTES_MAX);
+            assert_eq!(Origin::parse(&written), Some(kept));
+        }
+        for other in ["", "k", "temp/5 {}", "temp/5/x {\"reason\":\"\"}", "temp/5/17 {", "temp/5/17"] {
+            assert_eq!(Origin::parse(other), None, "{other}");
+        }
     }
 }

@@ -3,8 +3,10 @@
 
 use std::io;
 
+use super::dead::DEAD_LANE;
 use super::disk::{Disk, Entry};
 use super::format::{self, PAGE_BYTES, Page, Place, SEGMENT_BYTES_MAX};
+use super::lane::Lane;
 use super::log::Log;
 use super::segments::{Segment, parse_segment_name, segment_name};
 use super::{Config, Draft, Outbox};
@@ -20,6 +22,8 @@ pub struct LaneView {
     pub epochs: Vec<EpochView>,
     /// Segments that hold something that is not yet acknowledged or given up.
     pub segments_held: u32,
+    /// Copies of refused records for a person to look at: nothing here waits for the upstream.
+    pub dead_letters: bool,
 }
 
 /// One epoch of a lane.
@@ -63,7 +67,10 @@ pub fn config_found(files: &[Entry], record_bytes_max: u32) -> Config {
     let mut sizes: Vec<u64> = Vec::new();
     for file in files {
         let Some((name, _)) = parse_segment_name(&file.name) else { continue };
-        sizes.push(file.bytes);
+        // Those of the dead letters have a size of their own.
+        if name.as_str() != DEAD_LANE {
+            sizes.push(file.bytes);
+        }
         if !names.contains(&name) {
             names.push(name);
         }
@@ -121,20 +128,21 @@ impl<D: Disk> Outbox<D> {
                 gaps: log.runs.as_slice().iter().map(gap).collect(),
             }
         };
-        let lanes = self.lanes.iter().map(|lane| LaneView {
+        let view = |lane: &Lane| LaneView {
             name: lane.name.clone(),
             epochs: lane.logs.iter().map(epoch).collect(),
             segments_held: (0..lane.segments.len()).filter(|&index| !lane.is_covered(index, Log::covered)).count()
                 as u32,
-        });
-        lanes.collect()
+            dead_letters: lane.is_dead_letters(),
+        };
+        self.lanes.iter().chain(&self.dead.lane).map(view).collect()
     }
 
     /// What lies at the lowest number from `from` on, acknowledged ones left out; `None`: nothing more. One batch is
     /// in memory at a time. Finds damage, which [`Outbox::look`] knows from then on.
     pub fn stored(&mut self, lane: &LaneName, epoch: Epoch, from: Seq) -> Option<Stored> {
-        let (lane, log) = self.find(lane, epoch)?;
-        let lane = &mut self.lanes[lane];
+        let lane = self.lanes.iter_mut().chain(&mut self.dead.lane).find(|known| known.name == *lane)?;
+        let log = lane.logs.iter().position(|log| log.epoch == epoch)?;
         let base = lane.logs[log].base;
         let at = from.saturating_add(base).max(lane.logs[log].acked + 1);
         while at <= lane.logs[log].durable {
@@ -154,7 +162,7 @@ impl<D: Disk> Outbox<D> {
     /// goes, no number that has left is used again: recovery has put every doubt into the newest segments, and these
     /// go last, one lane after the other. Not to be used afterwards.
     pub fn wipe(&mut self) -> io::Result<()> {
-        for lane in &mut self.lanes {
+        for lane in self.lanes.iter_mut().chain(&mut self.dead.lane) {
             let mut segments: Vec<Segment> = std::mem::take(&mut lane.segments);
             segments.sort_by_key(|segment| segment.used.map_or(0, |used| used.lap));
             let newest = segments.pop();

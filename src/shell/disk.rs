@@ -78,7 +78,8 @@ impl SyncTimes {
 }
 
 impl RealDisk {
-    /// The folder `dir`, made when it is missing. Where that fails every call fails, and the outbox lives in RAM.
+    /// The folder `dir`, which taking its [`Lock`] has made. Where there is none every call fails, and the outbox lives
+    /// in RAM.
     pub fn new(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
@@ -91,7 +92,7 @@ impl RealDisk {
         }
     }
 
-    /// The folder as it is: no file is opened for writing.
+    /// The folder as it is, whatever is asked: nothing is written, synced, removed or made again.
     pub fn read_only(dir: &Path) -> Self {
         Self { read_only: true, ..Self::new(dir) }
     }
@@ -165,6 +166,10 @@ impl RealDisk {
         self.sync_dir()
     }
 
+    fn check_writable(&self) -> io::Result<()> {
+        if self.read_only { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
+    }
+
     /// Whether this open file is the one that a start would find.
     fn check_in_place(&self, name: &str, file: &File) -> io::Result<()> {
         let held = file.metadata()?;
@@ -211,6 +216,7 @@ impl Disk for RealDisk {
     }
 
     fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.check_writable()?;
         if offset > 0 && self.known.get(name).is_some_and(|known| known.replaced) {
             return Err(gone(name));
         }
@@ -234,20 +240,24 @@ impl Disk for RealDisk {
     }
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
-        self.with(name, false, |disk, file| disk.timed(|| file.sync_data()))?;
-        let held = self.handles.last().filter(|held| held.name == name);
-        let in_place = held.map_or(Ok(()), |held| self.check_in_place(name, &held.file));
-        in_place.inspect_err(|_| {
+        self.check_writable()?;
+        let synced = self.with(name, false, |disk, file| {
+            disk.timed(|| file.sync_data())?;
+            disk.check_in_place(name, file)
+        });
+        if synced.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
             if let Some(known) = self.known.get_mut(name) {
                 known.replaced = true;
             }
             if let Err(error) = self.remake() {
                 log::warn!(target: "outbox", "cannot make again what was removed error={error}");
             }
-        })
+        }
+        synced
     }
 
     fn sync_dir(&mut self) -> io::Result<()> {
+        self.check_writable()?;
         let folder = File::open(&self.dir)?;
         self.timed(|| match folder.sync_all() {
             // Some file systems (FUSE, some network ones) have nothing to sync in a folder and say so.
@@ -257,6 +267,7 @@ impl Disk for RealDisk {
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
+        self.check_writable()?;
         self.handles.retain(|held| held.name != name);
         self.known.remove(name);
         match std::fs::remove_file(self.dir.join(name)) {
@@ -436,6 +447,36 @@ mod tests {
         lock.renew(&dir).unwrap();
         drop(lock);
         Lock::try_new(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_is_only_read_is_left_alone_whatever_is_asked() {
+        let folder = TempDir::new("disk-read");
+        std::fs::write(folder.join("a"), "content").unwrap();
+        let mut disk = RealDisk::read_only(&folder);
+        assert_eq!(disk.list().unwrap().len(), 1);
+        assert_eq!(disk.read_at("a", 3, &mut [0; 9]).unwrap(), 4);
+        let refused = |result: io::Result<()>| result.unwrap_err().kind() == io::ErrorKind::ReadOnlyFilesystem;
+        assert!(refused(disk.write_at("a", 0, b"x")) && refused(disk.write_at("b", 0, b"x")));
+        assert!(refused(disk.sync("a")) && refused(disk.sync_dir()) && refused(disk.remove("a")));
+        std::fs::remove_file(folder.join("a")).unwrap();
+        assert!(refused(disk.sync("a")) && refused(disk.write_at("a", 0, b"x")));
+        assert!(std::fs::read_dir(&*folder).unwrap().next().is_none(), "nothing was made, not even a lock");
+    }
+
+    #[test]
+    fn a_folder_that_is_gone_is_noticed_by_a_sync_without_an_open_file() {
+        let folder = TempDir::new("disk-gone-idle");
+        let dir = folder.join("outbox");
+        let _lock = Lock::try_new(&dir).unwrap();
+        let mut disk = RealDisk::new(&dir);
+        disk.write_at("a", 0, &[7; 300]).unwrap();
+        // A call that failed lets go of all files.
+        assert!(disk.read_at("nosuch", 0, &mut [0]).is_err());
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(disk.sync("a").unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(std::fs::read(dir.join("a")).unwrap(), [0; 300], "made again");
+        assert!(disk.write_at("a", 100, b"x").is_err(), "from its start first");
     }
 
     #[test]

@@ -78,6 +78,7 @@ fn what_was_kept_in_ram_while_offline_is_on_flash_when_it_is_back() {
     rig.put_committed(20);
     // From here on it is on flash, or the receiver will miss it.
     rig.agent.kill9();
+    rig.assert_exported();
     rig.agent.start();
     rig.link(Mode::Pass);
     rig.settle(&["storage_degraded", "storage_recovered"]);
@@ -105,6 +106,9 @@ fn a_full_disk_under_a_lane_that_drops_its_oldest_is_ram_mode() {
     }
     let mut rig = Rig::on_fuse("drops", |config| config.lanes[0].overflow = Overflow::DropOldest);
     rig.put_committed(20);
+    // What is not acked yet would be given up for what comes.
+    rig.receiver.wait_acked([&rig.producer]);
+    rig.agent.wait_drained();
     rig.faults().set(|faults| faults.room_bytes = Some(1000));
     rig.put_refused(20, "degraded");
     rig.wait_flash(Flash::Degraded);

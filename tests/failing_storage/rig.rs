@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use backhaul::config::Config;
+use serde_json::Value;
 
 use super::faults::Faults;
 use super::storage::fuse::Folder;
@@ -12,7 +14,7 @@ use super::support::agent::{self, Agent};
 use super::support::producer::{Handed, Producer};
 use super::support::proxy::{Mode, Proxy};
 use super::support::receiver::{Receiver, StoredGap};
-use super::support::{DEADLINE, TempDir, wait_until};
+use super::support::{DEADLINE, TempDir, program, wait_until};
 
 /// What the status says of the flash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +150,38 @@ impl Rig {
         }
     }
 
-    /// The same, but records may be missing if gaps count exactly them.
+    /// Without an agent `backhaul outbox` finds all that was committed, in several epochs of the lane, and what was
+    /// in RAM and is on flash since.
+    #[track_caller]
+    pub fn assert_exported(&self) {
+        let outbox = |command: &str| {
+            let output =
+                Command::new(program("backhaul")).args(["outbox", command]).arg(self.dir.join("outbox")).output();
+            let output = output.expect("our own program starts");
+            assert!(output.status.success(), "{command}: {output:?}");
+            output.stdout
+        };
+        let lines = outbox("export");
+        let lines: Vec<Value> =
+            lines.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+        let body = |line: &Value| line["text"].as_str().map(str::as_bytes).map(<[u8]>::to_vec);
+        let exported: BTreeMap<Vec<u8>, (u64, u64)> = lines
+            .iter()
+            .filter_map(|line| Some((body(line)?, (line["epoch"].as_u64()?, line["seq"].as_u64()?))))
+            .collect();
+        for put in &self.producer.committed {
+            assert_eq!(exported.get(&put.body), Some(&(put.epoch, put.seq)), "{put:?}");
+        }
+        for (body, _) in &self.producer.refused {
+            assert!(exported.contains_key(body), "kept in RAM and not on flash: {}", String::from_utf8_lossy(body));
+        }
+        let epochs: BTreeSet<u64> = exported.values().map(|(epoch, _)| *epoch).collect();
+        assert!(epochs.len() > 1, "one epoch alone: {epochs:?}");
+        outbox("verify");
+        outbox("list");
+    }
+
+    /// As [`Rig::settle`], but records may be missing if gaps count exactly them.
     #[track_caller]
     pub fn settle_but_for_counted_loss(&mut self) {
         self.wait_all_upstream();

@@ -4,12 +4,15 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fastrand::Rng;
 
-use super::storage::fuse::{Backing, Medium};
+use super::storage::fuse::{Backing, Folder, Medium};
+use super::storage::{self, LoopMount, text};
 
+/// The disk that is filmed.
+const DISK_BYTES: usize = 16 << 20;
 /// What a disk writes whole.
 const SECTOR_BYTES: usize = 512;
 /// A film that is longer is a load that does not end.
@@ -68,6 +71,29 @@ impl Medium for Recorder {
     }
 }
 
+/// Films a disk with an ext4 on it while `act` uses it: at its mount point, and by the place in the film.
+pub fn shoot<T>(dir: &Path, mode: &str, block_bytes: u32, act: impl FnOnce(&Path, &Recorder) -> T) -> (Film, T) {
+    let recorder = Arc::new(Recorder::default());
+    let folder = Folder::new(&dir.join("below"), &dir.join("fuse"), recorder.clone());
+    let image = dir.join("fuse/disk.img");
+    let file = File::create(&image).expect("the filmed folder takes the disk");
+    file.set_len(DISK_BYTES as u64).expect("the filmed folder takes the disk");
+    let block = block_bytes.to_string();
+    // Nothing is left to be done in the background: it would be filmed between the agent's writes, and is none of its.
+    let now = "nodiscard,lazy_itable_init=0,lazy_journal_init=0";
+    storage::run("mkfs.ext4", &["-q", "-b", &block, "-m", "0", "-E", now, text(&image)]);
+    let mount = LoopMount::try_new(&image, &dir.join("disk"), &format!("{mode},commit=1"));
+    let mount = mount.unwrap_or_else(|words| panic!("{words}"));
+    let begin = recorder.position();
+    let told = act(mount.point(), &recorder);
+    let end = recorder.position();
+    drop(mount);
+    drop(folder);
+    let mut events = recorder.take();
+    events.truncate(end);
+    (Film { events, disk_bytes: DISK_BYTES, begin }, told)
+}
+
 /// A disk's whole life, from zeros on.
 pub struct Film {
     /// What it was told.
@@ -113,7 +139,7 @@ impl Fates {
 /// Plays a film forward, cut by cut.
 pub struct Player<'a> {
     film: &'a Film,
-    /// What is durable at `flushed`.
+    /// What is durable: everything before the event `flushed`.
     durable: Vec<u8>,
     flushed: usize,
 }
@@ -128,12 +154,28 @@ impl<'a> Player<'a> {
     pub fn cut(&mut self, at: usize, fates: Fates, rng: &mut Rng) -> Vec<u8> {
         let past = &self.film.events[self.flushed..at];
         let flushed = past.iter().rposition(|event| matches!(event, Event::Flush)).map_or(0, |last| last + 1);
-        for event in &past[..flushed] {
+        self.keep(self.flushed + flushed);
+        self.image(at, fates, rng)
+    }
+
+    /// The same of a disk that lies: since the event `since` it said yes to each flush, and did nothing.
+    pub fn cut_of_a_liar(&mut self, since: usize, at: usize, fates: Fates, rng: &mut Rng) -> Vec<u8> {
+        self.keep(since.max(self.flushed));
+        self.image(at, fates, rng)
+    }
+
+    /// Everything before this event is durable.
+    fn keep(&mut self, before: usize) {
+        for event in &self.film.events[self.flushed..before] {
             apply(&mut self.durable, event, |_| true);
         }
-        self.flushed += flushed;
+        self.flushed = before;
+    }
+
+    /// What is durable, and of what came since before `at` what gets through.
+    fn image(&self, at: usize, fates: Fates, rng: &mut Rng) -> Vec<u8> {
         let mut image = self.durable.clone();
-        for event in &past[flushed..] {
+        for event in &self.film.events[self.flushed..at] {
             match fates {
                 Fates::Dropped => {}
                 Fates::Kept => apply(&mut image, event, |_| true),
@@ -182,6 +224,13 @@ fn a_cut_keeps_what_was_flushed_and_tears_what_was_not() {
     assert_eq!(cut(2, Fates::Dropped)[..4 * SECTOR_BYTES], [1; 4 * SECTOR_BYTES]);
     assert_eq!(cut(4, Fates::Dropped), cut(2, Fates::Dropped));
     assert_eq!(cut(4, Fates::Kept)[4 * SECTOR_BYTES - 1..=4 * SECTOR_BYTES], [2, 3]);
+    let liar = |since, fates| Player::new(&film).cut_of_a_liar(since, 4, fates, &mut Rng::with_seed(2));
+    assert!(liar(0, Fates::Dropped).iter().all(|byte| *byte == 0), "flushed, and nothing was done");
+    assert_eq!(
+        liar(3, Fates::Dropped)[..5 * SECTOR_BYTES],
+        *[[2; 4 * SECTOR_BYTES].as_slice(), &[0; SECTOR_BYTES]].concat()
+    );
+    assert_eq!(liar(0, Fates::Kept), cut(4, Fates::Kept));
     let torn = cut(4, Fates::BySector);
     let sectors = torn.chunks(SECTOR_BYTES).map(|sector| (sector[0], sector.iter().all(|byte| *byte == sector[0])));
     let (kinds, whole): (Vec<u8>, Vec<bool>) = sectors.unzip();

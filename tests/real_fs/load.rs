@@ -2,7 +2,6 @@
 //! answer came, the real receiver, and someone who pulls the cable and kills the agent.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -10,9 +9,7 @@ use std::time::Duration;
 use backhaul::config::{Commit, Config, Lane, Overflow};
 use fastrand::Rng;
 
-use super::film::{Film, Recorder};
-use super::storage::fuse::Folder;
-use super::storage::{self, LoopMount, text};
+use super::film::{self, Film, Recorder};
 use super::support::agent::{self, Agent};
 use super::support::producer::{Handed, Producer};
 use super::support::proxy::{Mode, Proxy};
@@ -20,8 +17,6 @@ use super::support::receiver::Receiver;
 use super::support::{DEADLINE, wait_until};
 use super::verdict::{AckSample, Books, Promise};
 
-/// The disk that is filmed.
-const DISK_BYTES: usize = 16 << 20;
 /// Answers in each act.
 const ACT_ANSWERS: u64 = 120;
 /// Most records handed in at once: a batch's answers are noted together.
@@ -53,25 +48,9 @@ pub fn configure(config: &mut Config) {
 
 /// Films the disk under a load.
 pub fn record(dir: &Path, options: &Options, rng: &mut Rng) -> (Film, Books) {
-    let recorder = Arc::new(Recorder::default());
-    let folder = Folder::new(&dir.join("below"), &dir.join("fuse"), recorder.clone());
-    let image = dir.join("fuse/disk.img");
-    let file = std::fs::File::create(&image).expect("the filmed folder takes the disk");
-    file.set_len(DISK_BYTES as u64).expect("the filmed folder takes the disk");
-    let block = options.block_bytes.to_string();
-    // Nothing is left to be done in the background: it would be filmed between the agent's writes, and is none of its.
-    let now = "nodiscard,lazy_itable_init=0,lazy_journal_init=0";
-    storage::run("mkfs.ext4", &["-q", "-b", &block, "-m", "0", "-E", now, text(&image)]);
-    let mount = LoopMount::try_new(&image, &dir.join("disk"), &format!("{},commit=1", options.mode));
-    let mount = mount.unwrap_or_else(|words| panic!("{words}"));
-    let begin = recorder.position();
-    let books = act(dir, mount.point().join("outbox"), &recorder, options.rounds, rng);
-    let end = recorder.position();
-    drop(mount);
-    drop(folder);
-    let mut events = recorder.take();
-    events.truncate(end);
-    (Film { events, disk_bytes: DISK_BYTES, begin }, books)
+    film::shoot(dir, options.mode, options.block_bytes, |mount, recorder| {
+        act(dir, mount.join("outbox"), recorder, options.rounds, rng)
+    })
 }
 
 /// The load, from the agent's first start to its last death.

@@ -2,6 +2,7 @@
 //! every write and every flush that a loop-mounted ext4 makes of what the agent does. Afterwards the power is cut at any
 //! place in that film: what was flushed stays, what was not is dropped, kept or torn by sector; the file system is put
 //! in order by `e2fsck`, or by the kernel alone, and the real recovery code has to bring back what was committed.
+//! `backhaul outbox prove` is filmed likewise, and has to say of such a disk that it keeps its word.
 //!
 //! `CUTS=250 ROUNDS=4 SEED=7 cargo test --features receiver --test real_fs` for more of it, or for the same choices
 //! again. (The seed gives the same records, places and fates; what the kernel writes when is the kernel's. The image of
@@ -10,6 +11,7 @@
 
 mod film;
 mod load;
+mod prove;
 mod revive;
 mod verdict;
 
@@ -59,6 +61,11 @@ fn what_was_committed_survives_cuts_of_ext4_writeback_with_1_kib_blocks() {
     campaign("what_was_committed_survives_cuts_of_ext4_writeback_with_1_kib_blocks", "data=writeback", 1024);
 }
 
+#[test]
+fn prove_acquits_an_honest_disk_whenever_the_power_goes_and_finds_a_liar_out() {
+    prove::campaign("prove_acquits_an_honest_disk_whenever_the_power_goes_and_finds_a_liar_out");
+}
+
 fn campaign(name: &'static str, mode: &'static str, block_bytes: u32) {
     if !storage::own_mounts(name, &["mkfs.ext4", "e2fsck", "debugfs", "mount", "losetup"]) {
         return;
@@ -73,7 +80,8 @@ fn campaign(name: &'static str, mode: &'static str, block_bytes: u32) {
     let mut stage = Stage { dir: &dir, mode, books: &books, tally: Tally::default() };
     let mut player = Player::new(&film);
     let mut fates = BTreeMap::new();
-    for at in places(&film, &books, cuts, &mut rng) {
+    let answers: Vec<usize> = books.promises.iter().map(|promise| promise.at).collect();
+    for at in places(&film, &answers, cuts, &mut rng) {
         let fate = Fates::draw(&mut rng);
         *fates.entry(format!("{fate:?}")).or_insert(0) += 1;
         let image = player.cut(at, fate, &mut rng);
@@ -93,11 +101,11 @@ fn campaign(name: &'static str, mode: &'static str, block_bytes: u32) {
 }
 
 /// Where to cut, in order: one third anywhere, one third right behind an answer, one third right before a flush.
-fn places(film: &Film, books: &Books, cuts: u64, rng: &mut Rng) -> Vec<usize> {
+fn places(film: &Film, answers: &[usize], cuts: u64, rng: &mut Rng) -> Vec<usize> {
     let flushes: Vec<usize> = film.flushes().filter(|at| *at >= film.begin).collect();
     let place = |number| match number % 3 {
         0 => rng.usize(film.begin..=film.events.len()),
-        1 => books.promises[rng.usize(..books.promises.len())].at,
+        1 => answers[rng.usize(..answers.len())],
         _ => flushes[rng.usize(..flushes.len())],
     };
     let mut places: Vec<usize> = (0..cuts).map(place).collect();
@@ -132,7 +140,7 @@ impl Stage<'_> {
     fn verdict(&mut self, image: &[u8], at: usize, way: Way, seed: u64) -> Result<Tally, String> {
         let file = self.dir.join("cut.img");
         film::write_sparse(&file, image);
-        revive::with(self.dir, &file, self.mode, way, &mut self.tally.unmountable, |folder| {
+        revive::with(self.dir, &file, self.mode, way, "outbox", &mut self.tally.unmountable, |folder| {
             let revived = revive::open(folder, seed)?;
             let tally = self.books.check(at, &revived)?;
             revive::goes_on(folder, seed, &revived, &self.books.left_by(at))?;

@@ -33,24 +33,25 @@ pub struct Revived {
     pub lost_lanes: Vec<String>,
 }
 
-/// Puts the image in order and hands over the outbox's folder.
+/// Puts the image in order and hands over a folder in it.
 pub fn with<T>(
     dir: &Path,
     image: &Path,
     mode: &str,
     way: Way,
+    folder: &str,
     unmountable: &mut u64,
     judge: impl FnOnce(&Path) -> Result<T, String>,
 ) -> Result<T, String> {
     match way {
         Way::Fsck => {
             fsck(image)?;
-            let folder = dir.join("dumped");
-            let _none_yet = fs::remove_dir_all(&folder);
-            fs::create_dir(&folder).expect("the temporary folder takes a folder");
+            let dumped = dir.join("dumped");
+            let _none_yet = fs::remove_dir_all(&dumped);
+            fs::create_dir(&dumped).expect("the temporary folder takes a folder");
             // It has to be there if the cut was late enough; then so have the promises in it.
-            try_run("debugfs", &["-R", &format!("rdump /outbox {}", text(&folder)), text(image)])?;
-            judge(&folder.join("outbox"))
+            try_run("debugfs", &["-R", &format!("rdump /{folder} {}", text(&dumped)), text(image)])?;
+            judge(&dumped.join(folder))
         }
         Way::Kernel => {
             let point = dir.join("revived");
@@ -59,7 +60,7 @@ pub fn with<T>(
                 fsck(image)?;
                 LoopMount::try_new(image, &point, mode)
             })?;
-            judge(&mount.point().join("outbox"))
+            judge(&mount.point().join(folder))
         }
     }
 }

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{Count, Fault, Found, GapJson, Lost};
+use super::{Count, Fault, Found, GapJson, Lost, no_lane};
 use crate::exit;
 use crate::outbox::Draft;
-use crate::outbox::inspect::Stored;
+use crate::outbox::dead::Origin;
+use crate::outbox::inspect::{LaneView, Stored};
 use crate::record::{Body, Epoch, Gap, LaneName, Seq};
 
 /// A record's line.
@@ -31,6 +32,18 @@ struct RecordLine<'a> {
     ttl_s: Option<u32>,
     #[serde(flatten)]
     body: &'a Body,
+    /// In a dead letter: which record this was, and why it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rejected: Option<Rejected<'a>>,
+}
+
+/// What a dead letter is a copy of.
+#[derive(Serialize)]
+struct Rejected<'a> {
+    lane: &'a str,
+    epoch: Epoch,
+    seq: Seq,
+    reason: &'a str,
 }
 
 /// A gap's line.
@@ -46,19 +59,18 @@ pub(super) fn run(dir: &Path, lane: Option<&str>) -> Result<ExitCode, Fault> {
     let mut found = Found::open(dir)?;
     let mut lanes = found.lanes();
     if let Some(wanted) = lane {
-        let names: Vec<_> = lanes.iter().map(|lane| lane.name.to_string()).collect();
-        lanes.retain(|lane| lane.name.as_str() == wanted);
-        if lanes.is_empty() {
-            let there = if names.is_empty() { "none".into() } else { names.join(", ") };
-            return Err(Fault::new(exit::NO_INPUT, format!("{}: no lane '{wanted}'; there is {there}", dir.display())));
+        if lanes.iter().all(|lane| lane.name.as_str() != wanted) {
+            return Err(no_lane(dir, wanted, lanes.iter().map(|lane| &lane.name)));
         }
+        lanes.retain(|lane| lane.name.as_str() == wanted);
     }
     let mut out = BufWriter::new(io::stdout().lock());
-    let mut records = 0;
+    let (mut records, mut letters) = (0, 0);
     for lane in &lanes {
         for epoch in &lane.epochs {
-            let written = export(&mut found, &lane.name, (epoch.epoch, epoch.acked + 1), &mut out);
+            let written = export(&mut found, lane, (epoch.epoch, epoch.acked + 1), &mut out);
             match written.and_then(|count| out.flush().map(|()| count)) {
+                Ok(count) if lane.dead_letters => letters += count,
                 Ok(count) => records += count,
                 // Whoever reads has read enough.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
@@ -70,7 +82,8 @@ pub(super) fn run(dir: &Path, lane: Option<&str>) -> Result<ExitCode, Fault> {
     exported.retain(|view| lanes.iter().any(|lane| lane.name == view.name));
     let lost = Lost::in_lanes(&exported);
     let lost_words = if lost == Lost::default() { String::new() } else { format!("; never to come: {lost}") };
-    eprintln!("backhaul: {} exported{lost_words}", Count(records, "record"));
+    let letters_words = if letters > 0 { format!(" and {}", Count(letters, "dead letter")) } else { String::new() };
+    eprintln!("backhaul: {}{letters_words} exported{lost_words}", Count(records, "record"));
     for lane in found.report.lost_lanes.iter().filter(|name| lanes.iter().any(|lane| lane.name == **name)) {
         eprintln!("backhaul: lane {lane}: not one header is intact, what it held cannot be read");
     }
@@ -80,10 +93,11 @@ pub(super) fn run(dir: &Path, lane: Option<&str>) -> Result<ExitCode, Fault> {
 /// One epoch, from a number on. Returns how many records that were.
 fn export(
     found: &mut Found,
-    lane: &LaneName,
+    lane: &LaneView,
     (epoch, mut from): (Epoch, Seq),
     out: &mut impl Write,
 ) -> io::Result<u64> {
+    let (lane, dead_letters) = (&lane.name, lane.dead_letters);
     let mut records = 0;
     // Neighbours of one cause are one line, however they were found.
     let mut gap: Option<Gap> = None;
@@ -105,7 +119,9 @@ fn export(
                 gap = Some(next);
             }
             Some(Stored::Record(seq, draft)) => {
-                line(out, &record(lane, epoch, seq, &draft))?;
+                // What a letter's key says of its record is no key of a producer's.
+                let of = draft.key.as_deref().filter(|_| dead_letters).and_then(Origin::parse);
+                line(out, &record(lane, epoch, seq, &draft, of.as_ref()))?;
                 records += 1;
                 from = seq + 1;
             }
@@ -114,7 +130,13 @@ fn export(
     }
 }
 
-fn record<'a>(lane: &'a LaneName, epoch: Epoch, seq: Seq, draft: &'a Draft) -> RecordLine<'a> {
+fn record<'a>(
+    lane: &'a LaneName,
+    epoch: Epoch,
+    seq: Seq,
+    draft: &'a Draft,
+    letter: Option<&'a Origin>,
+) -> RecordLine<'a> {
     let clockless = draft.at.is_none();
     RecordLine {
         lane: lane.as_str(),
@@ -124,9 +146,15 @@ fn record<'a>(lane: &'a LaneName, epoch: Epoch, seq: Seq, draft: &'a Draft) -> R
         boot: clockless.then_some(draft.boot),
         boot_ms: clockless.then_some(draft.boot_ms),
         topic: &draft.topic,
-        key: draft.key.as_deref(),
+        key: letter.map_or(draft.key.as_deref(), |of| of.key.as_deref()),
         ttl_s: Some(draft.ttl_s).filter(|&ttl| ttl > 0),
         body: &draft.body,
+        rejected: letter.map(|Origin { lane, epoch, seq, reason, .. }| Rejected {
+            lane,
+            epoch: *epoch,
+            seq: *seq,
+            reason,
+        }),
     }
 }
 
@@ -152,12 +180,17 @@ mod tests {
             key: None,
             body: Body::Text("x\ny\u{1}".into()),
         };
-        let text = |draft: &Draft| serde_json::to_string(&record(&lane, 300, 17, draft)).unwrap();
+        let text = |draft: &Draft| serde_json::to_string(&record(&lane, 300, 17, draft, None)).unwrap();
         assert_eq!(text(&draft), r#"{"lane":"temp","epoch":300,"seq":17,"at":7,"topic":"a\"b","text":"x\ny\u0001"}"#);
         let keyed = Draft { at: None, ttl_s: 9, key: Some("k".into()), body: Body::Bytes(vec![0, 255]), ..draft };
         assert_eq!(
             text(&keyed),
             r#"{"lane":"temp","epoch":300,"seq":17,"at":null,"boot":1,"boot_ms":2,"topic":"a\"b","key":"k","ttl_s":9,"base64":"AP8="}"#
+        );
+        let of = Origin { lane: "gas".into(), epoch: 4, seq: 2, reason: "no".into(), key: None };
+        assert_eq!(
+            serde_json::to_string(&record(&lane, 300, 17, &keyed, Some(&of))).unwrap(),
+            r#"{"lane":"temp","epoch":300,"seq":17,"at":null,"boot":1,"boot_ms":2,"topic":"a\"b","ttl_s":9,"base64":"AP8=","rejected":{"lane":"gas","epoch":4,"seq":2,"reason":"no"}}"#
         );
     }
 }

@@ -96,8 +96,16 @@ fn screen(dir: &Path, found: &Found, rows: &[Row]) -> String {
             line(format!("        {name:width$} {number:>16}  {acked:>11}  {waiting:23}  {}", Lost::of(gaps)));
         }
     }
-    let records: u64 = rows.iter().map(Row::waiting).sum();
-    line(format!("sum     {} waiting in {}", Count(records, "record"), Count(rows.len() as u64, "lane")));
+    let records: u64 = waiting_rows(rows).map(Row::waiting).sum();
+    let lanes = waiting_rows(rows).count() as u64;
+    line(format!("sum     {} waiting in {}", Count(records, "record"), Count(lanes, "lane")));
+    if let Some(dead) = rows.iter().find(|row| row.lane.dead_letters) {
+        let name = &dead.lane.name;
+        line(format!(
+            "letters {} in lane {name}: refused, never sent; see export",
+            Count(dead.waiting(), "dead letter")
+        ));
+    }
     for note in &found.report.notes {
         line(format!("note    {note}"));
     }
@@ -115,13 +123,15 @@ fn as_json(found: &Found, rows: &[Row]) -> Value {
             "oldest_at": row.oldest,
             "newest_at": row.newest,
             "lost_whole": row.lost_whole,
+            "dead_letters": row.lane.dead_letters,
             "epochs": row.lane.epochs.iter().map(epoch_json).collect::<Vec<_>>(),
         })
     };
     json!({
         "device": found.device,
         "agent_runs": found.live,
-        "records": rows.iter().map(Row::waiting).sum::<u64>(),
+        "records": waiting_rows(rows).map(Row::waiting).sum::<u64>(),
+        "dead_letters": rows.iter().filter(|row| row.lane.dead_letters).map(Row::waiting).sum::<u64>(),
         "lanes": rows.iter().map(lane).collect::<Vec<_>>(),
         "notes": found.report.notes,
     })
@@ -131,6 +141,11 @@ impl Row {
     fn waiting(&self) -> u64 {
         self.lane.epochs.iter().map(|epoch| epoch.records).sum()
     }
+}
+
+/// The lanes that are there to be sent.
+fn waiting_rows(rows: &[Row]) -> impl Iterator<Item = &Row> {
+    rows.iter().filter(|row| !row.lane.dead_letters)
 }
 
 /// The lowest and the highest number that waits: gaps at either end left out.

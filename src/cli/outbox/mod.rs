@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::args::{OutboxAction, OutboxArgs};
 use crate::exit;
+use crate::outbox::dead::DEAD_LANE;
 use crate::outbox::disk::{Disk, Entry};
 use crate::outbox::inspect::{EpochView, LaneView, config_found, segment_of};
 use crate::outbox::overlay::Overlay;
@@ -38,7 +39,7 @@ pub fn run(args: &OutboxArgs) -> ExitCode {
         OutboxAction::List { json } => list::run(dir, *json),
         OutboxAction::Verify { json } => verify::run(dir, *json),
         OutboxAction::Export { lane } => export::run(dir, lane.as_deref()),
-        OutboxAction::Wipe { yes } => wipe::run(dir, *yes),
+        OutboxAction::Wipe { lane, yes } => wipe::run(dir, lane.as_deref(), *yes),
         OutboxAction::Prove(args) => prove::run(dir, args),
     };
     result.unwrap_or_else(|Fault { message, code }| {
@@ -120,9 +121,14 @@ impl Found {
         self.files.iter().filter(move |file| segment_of(&file.name).is_some_and(|(name, _)| name == *lane))
     }
 
+    /// Lanes that held promises, and of which not one header is intact.
+    fn lost_lanes(&self) -> impl Iterator<Item = &LaneName> {
+        self.report.lost_lanes.iter().filter(|lane| lane.as_str() != DEAD_LANE)
+    }
+
     /// Nothing that was promised is missing for certain.
     fn is_intact(&self, lost: &Lost) -> bool {
-        lost.corrupt == 0 && lost.unknown == 0 && self.report.lost_lanes.is_empty()
+        lost.corrupt == 0 && lost.unknown == 0 && self.lost_lanes().next().is_none()
     }
 
     /// The exit code that says so. Damage beside a running agent may be a write in progress.
@@ -133,6 +139,20 @@ impl Found {
             (false, false) => exit::DATA,
         }
     }
+}
+
+/// A lane was named that is not there.
+fn no_lane<'a>(dir: &Path, wanted: &str, lanes: impl Iterator<Item = &'a LaneName>) -> Fault {
+    let lanes: Vec<_> = lanes.map(|lane| lane.as_str()).collect();
+    let there = if lanes.is_empty() { "none".into() } else { lanes.join(", ") };
+    Fault::new(exit::NO_INPUT, format!("{}: no lane '{wanted}'; there is {there}", dir.display()))
+}
+
+/// Records that wait for the upstream, and dead letters.
+fn held(lanes: &[LaneView]) -> (u64, u64) {
+    let (letters, records) = lanes.iter().partition::<Vec<_>, _>(|lane| lane.dead_letters);
+    let sum = |lanes: Vec<&LaneView>| lanes.iter().flat_map(|lane| &lane.epochs).map(|epoch| epoch.records).sum();
+    (sum(records), sum(letters))
 }
 
 /// The segments' files and the device of a folder that can be read.
@@ -188,8 +208,16 @@ impl Lost {
         lost
     }
 
+    /// In all lanes; dead letters apart, for what became of their records is known upstream.
     fn in_lanes(lanes: &[LaneView]) -> Self {
-        Self::of(lanes.iter().flat_map(|lane| &lane.epochs).flat_map(|epoch| &epoch.gaps))
+        let promised = lanes.iter().filter(|lane| !lane.dead_letters);
+        Self::of(promised.flat_map(|lane| &lane.epochs).flat_map(|epoch| &epoch.gaps))
+    }
+
+    /// Dead letters that cannot be read any more.
+    fn letters(lanes: &[LaneView]) -> u64 {
+        let letters = lanes.iter().filter(|lane| lane.dead_letters);
+        Self::of(letters.flat_map(|lane| &lane.epochs).flat_map(|epoch| &epoch.gaps)).corrupt
     }
 }
 

@@ -19,6 +19,8 @@ struct Verdict {
     lanes: Vec<LaneView>,
     lost: Lost,
     records: u64,
+    letters: u64,
+    letters_lost: u64,
     record_bytes: u64,
     acked: u64,
     bytes: u64,
@@ -38,15 +40,19 @@ pub(super) fn run(dir: &Path, json: bool) -> Result<ExitCode, Fault> {
 }
 
 fn read(found: &mut Found) -> Verdict {
-    let (mut records, mut record_bytes) = (0, 0);
+    let (mut records, mut record_bytes, mut letters) = (0, 0, 0);
     for lane in found.lanes() {
         for epoch in &lane.epochs {
             let mut from = epoch.acked + 1;
             while let Some(stored) = found.outbox.stored(&lane.name, epoch.epoch, from) {
                 match stored {
                     Stored::Record(seq, draft) => {
-                        records += 1;
-                        record_bytes += draft.bytes() as u64;
+                        if lane.dead_letters {
+                            letters += 1;
+                        } else {
+                            records += 1;
+                            record_bytes += draft.bytes() as u64;
+                        }
                         from = seq + 1;
                     }
                     Stored::Gap(gap) => from = gap.to + 1,
@@ -67,6 +73,8 @@ fn read(found: &mut Found) -> Verdict {
     Verdict {
         lost: Lost::in_lanes(&lanes),
         records,
+        letters,
+        letters_lost: Lost::letters(&lanes),
         record_bytes,
         acked: lanes.iter().flat_map(|lane| &lane.epochs).map(|epoch| epoch.acked).sum(),
         bytes: found.files.iter().map(|file| file.bytes).sum(),
@@ -93,6 +101,11 @@ fn screen(dir: &Path, found: &Found, verdict: &Verdict) -> String {
         Size(verdict.record_bytes),
         verdict.acked
     ));
+    if verdict.letters + verdict.letters_lost > 0 {
+        let damaged =
+            if verdict.letters_lost > 0 { format!(", {} damaged", verdict.letters_lost) } else { String::new() };
+        line(format!("letters  {}{damaged}", Count(verdict.letters, "dead letter")));
+    }
     let gaps = verdict.lanes.iter().flat_map(|lane| {
         lane.epochs.iter().flat_map(move |epoch| epoch.gaps.iter().map(move |gap| (&lane.name, epoch.epoch, gap)))
     });
@@ -130,7 +143,7 @@ fn words(found: &Found, verdict: &Verdict) -> String {
         let too = if lost.unknown > 0 { ", and there may be more" } else { "" };
         return format!("LOST: {} damaged beyond reading{too}", Count(lost.corrupt, "promised record"));
     }
-    if !found.report.lost_lanes.is_empty() {
+    if found.lost_lanes().next().is_some() {
         return "LOST: all that a lane held".into();
     }
     if lost.unknown > 0 {
@@ -143,6 +156,9 @@ fn words(found: &Found, verdict: &Verdict) -> String {
     if verdict.damaged.is_empty() {
         return "intact".into();
     }
+    if verdict.letters_lost > 0 {
+        return "intact, but for dead letters: what became of their records is known upstream".into();
+    }
     "intact: the damage lies where nothing waits".into()
 }
 
@@ -152,6 +168,7 @@ fn as_json(found: &Found, verdict: &Verdict) -> Value {
         json!({
             "lane": lane.name.as_str(),
             "records": lane.epochs.iter().map(|epoch| epoch.records).sum::<u64>(),
+            "dead_letters": lane.dead_letters,
             "segments": found.files_of(&lane.name).count(),
             "epochs": lane.epochs.iter().map(epoch_json).collect::<Vec<_>>(),
         })
@@ -163,7 +180,9 @@ fn as_json(found: &Found, verdict: &Verdict) -> Value {
         "lost_promised": lost.corrupt,
         "lost_unknown": lost.unknown,
         "lost_torn": lost.torn,
-        "lost_lanes": found.report.lost_lanes.iter().map(|lane| lane.as_str()).collect::<Vec<_>>(),
+        "lost_lanes": found.lost_lanes().map(|lane| lane.as_str()).collect::<Vec<_>>(),
+        "dead_letters": verdict.letters,
+        "dead_letters_lost": verdict.letters_lost,
         "given_up": { "overflow": lost.overflow, "expired": lost.expired, "rejected": lost.rejected },
         "segments": found.files.len(),
         "bytes": verdict.bytes,

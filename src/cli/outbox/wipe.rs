@@ -1,14 +1,15 @@
-//! `backhaul outbox wipe`: removes everything, when it is meant.
+//! `backhaul outbox wipe`: removes everything, or a lane, when it is meant.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, IsTerminal, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{Count, Fault, Found, RECORD_BYTES_MAX, survey};
+use super::{Count, Fault, Found, RECORD_BYTES_MAX, held, no_lane, segment_of, survey};
 use crate::cli::print;
 use crate::exit;
-use crate::outbox::disk::Disk as _;
+use crate::outbox::disk::{Disk, Entry};
 use crate::outbox::inspect::config_found;
 use crate::outbox::{IDENTITY_FILE, Outbox};
 use crate::shell::disk::{Lock, RealDisk, is_owned};
@@ -18,15 +19,22 @@ use crate::shell::entropy;
 const REFUSED: u8 = 1;
 
 /// Runs the command.
-pub(super) fn run(dir: &Path, yes: bool) -> Result<ExitCode, Fault> {
-    let (files, device) = survey(dir)?;
+pub(super) fn run(dir: &Path, lane: Option<&str>, yes: bool) -> Result<ExitCode, Fault> {
+    let (mut files, device) = survey(dir)?;
+    if let Some(wanted) = lane {
+        let lanes: BTreeSet<_> = files.iter().filter_map(|file| segment_of(&file.name)).map(|(name, _)| name).collect();
+        files.retain(|file| is_of(file, lane));
+        if files.is_empty() {
+            return Err(no_lane(dir, wanted, lanes.iter()));
+        }
+    }
     if files.is_empty() {
         return Ok(print(&format!("{}: no segments, nothing to remove\n", dir.display())));
     }
     if is_owned(dir) {
         return Err(locked(dir));
     }
-    let what = what(dir)?;
+    let what = what(dir, lane)?;
     if !yes && !ask(&format!("remove {what}{}? Type yes: ", of(&device)))? {
         eprintln!("backhaul: nothing was removed");
         return Ok(ExitCode::from(REFUSED));
@@ -39,16 +47,61 @@ pub(super) fn run(dir: &Path, yes: bool) -> Result<ExitCode, Fault> {
     let mut config = config_found(&files, RECORD_BYTES_MAX);
     (config.device, config.machine) = (device, machine(dir));
     // For good: recovery writes what is in doubt first, so that not even a cut in the middle gives a number twice.
-    let (mut outbox, _) = Outbox::open(RealDisk::new(dir), &config, entropy::draw());
+    let view = Lanes { disk: RealDisk::new(dir), only: lane.map(Into::into) };
+    let (mut outbox, _) = Outbox::open(view, &config, entropy::draw());
     let rest = |error: &io::Error| Fault::io(format!("{}: not all is removed", dir.display()), error);
     outbox.wipe().map_err(|error| rest(&error))?;
     let mut disk = outbox.into_disk();
     // What recovery could not make anything of.
-    for file in survey(dir)?.0 {
+    for file in survey(dir)?.0.iter().filter(|file| is_of(file, lane)) {
         disk.remove(&file.name).map_err(|error| rest(&error))?;
     }
     disk.sync_dir().map_err(|error| rest(&error))?;
-    Ok(print(&format!("removed {what}; each lane begins a new epoch at the next start\n")))
+    let lanes = if lane.is_some() { "this lane" } else { "each lane" };
+    Ok(print(&format!("removed {what}; {lanes} begins a new epoch at the next start\n")))
+}
+
+/// Whether it is a segment of this lane; `None`: of any.
+fn is_of(file: &Entry, lane: Option<&str>) -> bool {
+    segment_of(&file.name).is_some_and(|(name, _)| lane.is_none_or(|wanted| name.as_str() == wanted))
+}
+
+/// The folder as if only one lane were in it: opening repairs and removes, and nothing of that is the others' business.
+struct Lanes {
+    disk: RealDisk,
+    only: Option<String>,
+}
+
+impl Disk for Lanes {
+    fn list(&mut self) -> io::Result<Vec<Entry>> {
+        let mut files = self.disk.list()?;
+        files.retain(|file| segment_of(&file.name).is_none() || is_of(file, self.only.as_deref()));
+        Ok(files)
+    }
+
+    fn read_at(&mut self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.disk.read_at(name, offset, buf)
+    }
+
+    fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.disk.write_at(name, offset, bytes)
+    }
+
+    fn sync(&mut self, name: &str) -> io::Result<()> {
+        self.disk.sync(name)
+    }
+
+    fn sync_dir(&mut self) -> io::Result<()> {
+        self.disk.sync_dir()
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)
+    }
+
+    fn free_bytes(&mut self) -> io::Result<u64> {
+        self.disk.free_bytes()
+    }
 }
 
 fn locked(dir: &Path) -> Fault {
@@ -56,11 +109,13 @@ fn locked(dir: &Path) -> Fault {
 }
 
 /// What would go.
-fn what(dir: &Path) -> Result<String, Fault> {
-    let lanes = Found::open(dir)?.lanes();
-    let records: u64 = lanes.iter().flat_map(|lane| &lane.epochs).map(|epoch| epoch.records).sum();
-    let lanes = Count(lanes.len() as u64, "lane");
-    Ok(format!("{} in {lanes} of {}", Count(records, "waiting record"), dir.display()))
+fn what(dir: &Path, lane: Option<&str>) -> Result<String, Fault> {
+    let mut lanes = Found::open(dir)?.lanes();
+    lanes.retain(|view| lane.is_none_or(|wanted| view.name.as_str() == wanted));
+    let (records, letters) = held(&lanes);
+    let letters = if letters > 0 { format!(" and {}", Count(letters, "dead letter")) } else { String::new() };
+    let lanes = lane.map_or_else(|| Count(lanes.len() as u64, "lane").to_string(), |lane| format!("lane {lane}"));
+    Ok(format!("{}{letters} in {lanes} of {}", Count(records, "waiting record"), dir.display()))
 }
 
 fn of(device: &str) -> String {

@@ -76,7 +76,7 @@ impl Folders {
 
     fn open(&mut self, disk: PatchDisk, config: &Config) -> Outbox<PatchDisk> {
         if std::env::var_os("SEED").is_some() {
-            println!("{}", mutate::describe(&disk));
+            eprintln!("{}", mutate::describe(&disk));
         }
         let size: u64 = disk.files().values().map(|file| file.len() as u64).sum();
         let before = disk.bytes_read;
@@ -84,7 +84,7 @@ impl Folders {
         let allocated = allocation_counter::measure(|| opened = Some(Outbox::open(disk, config, 7)));
         let (mut outbox, report) = opened.expect("opened above");
         if std::env::var_os("SEED").is_some() {
-            println!("{report:?}\n{:?}\n{}", outbox.offers(), mutate::describe(outbox.disk_mut()));
+            eprintln!("{report:?}\n{:?}\n{}", outbox.offers(), mutate::describe(outbox.disk_mut()));
         }
         let bound = memory_bytes_max(config);
         assert!(allocated.bytes_max <= bound, "opening held {} bytes, more than {bound}", allocated.bytes_max);

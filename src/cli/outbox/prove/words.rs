@@ -97,7 +97,9 @@ fn conclusion(found: &Findings) -> &'static str {
             "this storage DAMAGES flushed data when the power goes in another write: the outbox will\n          \
              count what is lost, and cannot keep it"
         }
-        Verdict::OurFault => "the storage kept everything and OUR OUTBOX did not: please report this, with this folder",
+        Verdict::OurFault => {
+            "the storage kept all else, and records of OUR OUTBOX are missing: please report this, with this folder"
+        }
     }
 }
 
