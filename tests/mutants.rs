@@ -32,15 +32,12 @@ enum Catcher {
     Faults,
     /// Every bit of a segment of backlog, or one in some.
     RotOfBacklog,
-    /// The same of the newest segment.
-    RotOfNewest,
     /// A folder that was copied to another device.
     Copies,
 }
 
 impl Catcher {
-    const ALL: [Self; 6] =
-        [Self::Powercut, Self::PowercutDrawn, Self::Faults, Self::RotOfBacklog, Self::RotOfNewest, Self::Copies];
+    const ALL: [Self; 5] = [Self::Powercut, Self::PowercutDrawn, Self::Faults, Self::RotOfBacklog, Self::Copies];
 
     fn run(self) {
         match self {
@@ -49,7 +46,6 @@ impl Catcher {
             }
             Self::Faults => faults::nothing_committed_is_lost_and_nothing_invented_whatever_fails(),
             Self::RotOfBacklog => rot::a_flipped_bit_in_the_backlog_costs_what_it_hits_and_no_more(),
-            Self::RotOfNewest => rot::a_flipped_bit_in_the_newest_segment_costs_what_it_hits_and_no_more(),
             Self::Copies => outbox::a_copied_image_begins_a_new_epoch_and_numbers_from_one(),
         }
     }
@@ -63,7 +59,7 @@ impl Catcher {
             Self::PowercutDrawn if has_mutant => &[("POWERCUT_SECONDS", "60"), ("POWERCUT_PHASE", "3")],
             Self::PowercutDrawn => &[("POWERCUT_SECONDS", "3"), ("POWERCUT_PHASE", "3")],
             Self::Faults => &[("SEEDS", "400")],
-            Self::RotOfBacklog | Self::RotOfNewest => &[("STEP", "37")],
+            Self::RotOfBacklog => &[("STEP", "37")],
             Self::Copies => &[],
         }
     }

@@ -271,7 +271,11 @@ impl Lane {
         log.durable_acked = acked;
         log.durable_floor = floor;
         log.covered_before = walk.headers.iter().rev().nth(1).map_or(0, |before| before.acked.max(before.floor));
-        log.runs = if mutant!(RunsForgotten) || mutant!(FloorForgotten) { Runs::default() } else { Runs::from_header(&top.runs) };
+        log.runs = if mutant!(RunsForgotten) || mutant!(FloorForgotten) {
+            Runs::default()
+        } else {
+            Runs::from_header(&top.runs)
+        };
         log.runs.trim(acked);
         // A crash may have left this epoch on one page only: then nothing of it has left, nor may it yet.
         let own_epoch = headers.iter().filter(|header| header.epoch == top.epoch);
