@@ -478,7 +478,7 @@ impl World {
             95 => {
                 let disk = self.outbox().disk_mut();
                 disk.free_bytes = None;
-                disk.read_only = !disk.read_only && disk.calls % 3 == 0;
+                disk.read_only = !disk.read_only && disk.calls.is_multiple_of(3);
             }
             96 if self.rng.bool() => {
                 let (failures, keeps) = (self.rng.u32(1..6), self.rng.usize(..9000));
