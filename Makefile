@@ -10,7 +10,8 @@ NEED = sh deploy/need
 # What `make long` runs, in this order; each is a target of its own.
 LONG = powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
 
-.PHONY: all build demo test powercut powercut-long long kill-long cuts-long bench-outbox bench-agent lint install clean FORCE
+.PHONY: all build demo test powercut powercut-long mutants hostile long rot-long fuzz-long kill-long cuts-long model-long \
+	mutants-long bench-outbox bench-agent lint install clean FORCE
 
 all: build
 
@@ -42,10 +43,53 @@ powercut-long:
 	@$(NEED) pkg-config libssl-dev
 	POWERCUT_LONG=1 $(CARGO) test --profile powercut --test powercut nothing_promised -- --nocapture
 
+# Seeded bugs, each caught by the test that docs/testing.md names. One compilation of the outbox and half a minute.
+mutants:
+	@$(NEED) pkg-config libssl-dev
+	$(CARGO) test --profile powercut --features mutants --test mutants -- --nocapture
+
+# Hostile folders, IMAGES of them; about 90 seconds on two cores.
+IMAGES ?= 240000
+hostile:
+	@$(NEED) pkg-config libssl-dev
+	IMAGES=$(IMAGES) $(CARGO) test --profile powercut --test outbox_hostile -- --nocapture
+
 # Hours: every long entry, and the minutes of each at the end. Interrupted, it goes on with the first one that has not
 # passed on this source (FRESH=1: with all of them).
 long:
 	@sh tests/long $(LONG)
+
+# Every bit of a segment of 256 KiB: 2,097,152 flips in the backlog and as many in the newest segment, about two hours.
+rot-long:
+	@$(NEED) pkg-config libssl-dev
+	SEGMENT_BYTES=262144 $(CARGO) test --profile powercut --test outbox_rot -- --nocapture
+
+# Hostile folders under libFuzzer, which keeps what it found in fuzz/corpus and goes on with it. FUZZ_SECONDS of it, a
+# day unless said otherwise. Needs a nightly compiler (`rustup toolchain install nightly`).
+FUZZ_SECONDS ?= 86400
+fuzz-long:
+	@$(NEED) pkg-config libssl-dev
+	@command -v cargo-fuzz > /dev/null || $(CARGO) install cargo-fuzz --locked
+	$(CARGO) +nightly fuzz run open_any_image -- -max_total_time=$(FUZZ_SECONDS) -max_len=512 -rss_limit_mb=1024
+
+# The model test with states enough for some of its configurations to be complete: MODEL_SECONDS each, 22 of them, as
+# many at once as there are cores. Half a day, and some GiB.
+MODEL_SECONDS ?= 3600
+MODEL_STATES ?= 5000000
+model-long:
+	@$(NEED) pkg-config libssl-dev
+	MODEL_SECONDS=$(MODEL_SECONDS) MODEL_STATES=$(MODEL_STATES) $(CARGO) test --profile powercut --test model -- --nocapture
+
+# `cargo mutants` over the outbox: 1,880 changes, each compiled and put to the outbox's tests. Two days, perhaps;
+# stopped, it goes on where it was. MUTANTS='-f src/outbox/runs.rs' takes one file.
+MUTANTS ?= -f 'src/outbox/*.rs'
+mutants-long:
+	@$(NEED) pkg-config libssl-dev
+	@command -v cargo-mutants > /dev/null || $(CARGO) install cargo-mutants --locked
+	mkdir -p target/mutants
+	$(CARGO) mutants --iterate -o target/mutants -e src/outbox/mutants.rs -e src/outbox/sim_disk.rs $(MUTANTS) -- \
+		--lib --test outbox --test outbox_faults --test outbox_lanes --test outbox_ledger --test outbox_cli \
+		--test outbox_images --test outbox_budget
 
 # 15,001 SIGKILLs of agent and receiver; one more than the 15,000 power cycles reported of Mosquitto on a rig.
 kill-long:
@@ -74,8 +118,9 @@ lint:
 	@$(NEED) pkg-config libssl-dev
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path bench/Cargo.toml
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --all-targets -- -D warnings
-	$(CARGO) clippy --all-targets --features receiver -- -D warnings
+	$(CARGO) clippy --all-targets --features receiver,mutants -- -D warnings
 
 # As root, or into DESTDIR. A configuration that is there stays as it is.
 install: $(AGENT)

@@ -261,7 +261,8 @@ impl Lane {
         let headers: Vec<&Header> = firsts.chain(&walk.headers).collect();
         let highest = |field: fn(&Header) -> u64| headers.iter().map(|header| field(header)).max().unwrap_or(0);
         let acked = if mutant!(AcksForgotten) { 0 } else { highest(|header| header.acked) };
-        let floor = if mutant!(FloorForgotten) { acked } else { top.floor.max(acked) };
+        let given_up = (top.floor.max(acked), Runs::from_header(&top.runs));
+        let (floor, runs) = if mutant!(FloorForgotten) { (acked, Runs::default()) } else { given_up };
         let last = (top.next() - 1).max(floor);
         let mut log = Log::new(top.origin, top.epoch, all.map_or(Leave::Durable, |_| self.leave()));
         log.base = top.base.min(acked);
@@ -273,7 +274,7 @@ impl Lane {
         log.durable_acked = acked;
         log.durable_floor = floor;
         log.covered_before = walk.headers.iter().rev().nth(1).map_or(0, |before| before.acked.max(before.floor));
-        log.runs = if mutant!(RunsForgotten) { Runs::default() } else { Runs::from_header(&top.runs) };
+        log.runs = if mutant!(RunsForgotten) { Runs::default() } else { runs };
         log.runs.trim(acked);
         // A crash may have left this epoch on one page only: then nothing of it has left, nor may it yet.
         let own_epoch = headers.iter().filter(|header| header.epoch == top.epoch);
