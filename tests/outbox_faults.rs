@@ -402,11 +402,16 @@ impl World {
         let mut rng = self.rng.fork();
         disk.power_cut(&mut rng, fate);
         mend(&mut disk);
+        self.start_over(disk, &mut rng, fate);
+    }
+
+    /// Opens the folder, cut in the middle of it at times, perhaps with another configuration.
+    fn start_over(&mut self, mut disk: SimDisk, rng: &mut fastrand::Rng, fate: impl FnMut(&mut fastrand::Rng) -> Fate) {
         if self.rng.u8(..4) == 0 {
-            disk.cut_after = Some(disk.calls + self.rng.u64(..6));
+            disk.cut_after = Some(disk.calls + self.rng.u64(..12));
             let (half, _) = Outbox::open(disk, &self.config, self.seed);
             disk = half.into_disk();
-            disk.power_cut(&mut rng, fate);
+            disk.power_cut(rng, fate);
         }
         if self.rng.u8(..3) == 0 {
             self.configure();
@@ -437,10 +442,9 @@ impl World {
         if self.commits_since_damage > 4 && self.rng.bool() {
             self.damage(&mut disk);
         }
-        if self.rng.u8(..3) == 0 {
-            self.configure();
-        }
-        self.open(disk);
+        let fate = self.fate();
+        let mut rng = self.rng.fork();
+        self.start_over(disk, &mut rng, fate);
     }
 
     fn step(&mut self) {
