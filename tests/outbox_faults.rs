@@ -1,7 +1,7 @@
 //! Two lanes of an outbox against everything at once: power cuts, kills, one damaged page, failing syncs and writes, a
-//! full disk, a read-only one, new epochs at any moment, copied images, another configuration at every start. The model knows each record
-//! by its number of put, whatever epoch names it. `SEED=n cargo test --test outbox_faults` replays one seed,
-//! `SEEDS=n` runs so many.
+//! full disk, a read-only one, new epochs at any moment, copied images, another configuration at every start. The model
+//! knows each record by its number of put, whatever epoch names it. `SEED=n cargo test --test outbox_faults` replays one
+//! seed (`TRACE=1` prints its steps), `SEEDS=n` runs so many.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,7 +1,6 @@
 //! Any bytes in the folder: headers that are intact and absurd, batches that were never written there, damage, files
 //! that are not ours. `make hostile` tries many, `IMAGES=n` so many, `SEED=n` replays one; `fuzz/` does the same under
 //! libFuzzer.
-#![expect(clippy::print_stdout, reason = "what was opened is the test's result")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;

@@ -2,7 +2,6 @@
 //! record whose bytes it hits, the rest of a batch if it hits a length, a batch if it hits a header, and nothing
 //! anywhere else; all of that is counted exactly and everything else comes with equal bytes in order.
 //! `SEGMENT_BYTES=n` takes another segment than 32 KiB, `STEP=n` one bit in n, `BIT=n` replays one.
-#![expect(clippy::print_stdout, reason = "what was flipped is the test's result")]
 
 use std::ops::Range;
 use std::thread;
