@@ -123,11 +123,14 @@ impl Model {
         self.pending.push((epoch, seq));
     }
 
-    /// Everything taken was told committed; the batch's header carried the acks.
-    pub fn on_committed(&mut self) {
+    /// Everything taken was told committed. If the commit `wrote`, its header carried the acks: full batches went to
+    /// flash before, perhaps before the acks came.
+    pub fn on_committed(&mut self, wrote: bool) {
         for (epoch, seq) in std::mem::take(&mut self.pending) {
             let log = self.log_mut(epoch);
-            log.durable_acked = log.heard;
+            if wrote {
+                log.durable_acked = log.heard;
+            }
             log.seats.get_mut(&seq).expect("a seat was given").told = true;
         }
         self.commits += 1;

@@ -241,10 +241,17 @@ impl Driver {
 
     fn commit(&mut self) {
         let before = self.model.clone();
-        let result = self.outbox().commit(LANE);
+        let (result, wrote) = self.commit_outbox();
         assert_eq!(result, Ok(()), "the disk works");
-        self.model.on_committed();
+        self.model.on_committed(wrote);
         self.note(before);
+    }
+
+    /// Commits; whether that wrote anything.
+    fn commit_outbox(&mut self) -> (Result<(), PushError>, bool) {
+        let before = self.outbox().disk_mut().disk.calls;
+        let result = self.outbox().commit(LANE);
+        (result, self.outbox().disk_mut().disk.calls > before)
     }
 
     fn ack(&mut self) {
@@ -279,8 +286,8 @@ impl Driver {
         let disk = &mut self.outbox().disk_mut().disk;
         disk.cut_after = Some(disk.calls + rng.u64(1..4));
         let before = self.model.clone();
-        if self.outbox().commit(LANE).is_ok() {
-            self.model.on_committed();
+        if let (Ok(()), wrote) = self.commit_outbox() {
+            self.model.on_committed(wrote);
         }
         self.note(before);
         // What it was about to give up may be given up.

@@ -85,7 +85,7 @@ fn goes_on(mut outbox: Outbox<SimDisk>, found: &Found, mut model: Model, start: 
     model.on_put(epoch, seq, 20);
     assert_eq!(outbox.commit(LANE), Ok(()), "after recovery it commits");
     assert!(outbox.is_committed(LANE, epoch, seq), "what was committed is called so");
-    model.on_committed();
+    model.on_committed(true);
     // Which were given up for it is not asked here; that only the oldest were, is.
     model.logs.iter_mut().for_each(|log| log.floor_max = u64::MAX);
     let held = outbox.lanes_status(None)[0].bytes;
