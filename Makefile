@@ -33,7 +33,7 @@ test:
 
 # The power-cut campaign: every short string of operations, cut at every call to the disk. CI's part, SECONDS of it;
 # POWERCUT='…' replays one state.
-SECONDS ?= 540
+SECONDS ?= 580
 powercut:
 	@$(NEED) pkg-config libssl-dev
 	POWERCUT_SECONDS=$(SECONDS) $(CARGO) test --profile powercut --test powercut -- --nocapture
@@ -43,13 +43,13 @@ powercut-long:
 	@$(NEED) pkg-config libssl-dev
 	POWERCUT_LONG=1 $(CARGO) test --profile powercut --test powercut nothing_promised -- --nocapture
 
-# Seeded bugs, each caught by the test that docs/testing.md names. One compilation of the outbox and half a minute.
+# Seeded bugs, each caught by the test that docs/testing.md names. One compilation of the outbox and a minute.
 mutants:
 	@$(NEED) pkg-config libssl-dev
 	$(CARGO) test --profile powercut --features mutants --test mutants -- --nocapture
 
-# Hostile folders, IMAGES of them; about 90 seconds on two cores.
-IMAGES ?= 240000
+# Hostile folders, IMAGES of them; about a minute on two cores.
+IMAGES ?= 160000
 hostile:
 	@$(NEED) pkg-config libssl-dev
 	IMAGES=$(IMAGES) $(CARGO) test --profile powercut --test outbox_hostile -- --nocapture
