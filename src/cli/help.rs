@@ -20,7 +20,7 @@ usage: backhaul COMMAND [OPTION...]
   -V, --version    the version
 
 exit codes: 0 done, 64 usage, 65 data, 66 no input, 69 unavailable,
-            75 try again, 77 permission, 78 configuration
+            74 storage, 75 try again, 77 permission, 78 configuration
 ";
 
 /// `run --help`
@@ -54,7 +54,8 @@ usage: backhaul send [OPTION...] [FILE|-]
 
 Hands records to the agent, one for each line of FILE or of standard input, and
 waits for the agent's word on them. Exit 75 when the agent or space in the lane
-did not come in time, with the count that is committed.
+did not come in time, 74 when the storage fails and records are kept in RAM only
+(do not send them again), both with the count that is committed.
 
   -l, --lane LANE    the lane; the default lane unless said
   -t, --topic TOPIC  what the records are about

@@ -20,8 +20,8 @@ pub struct Segment {
     pub pages: u32,
     /// What lies in it; `None`: may be written.
     pub used: Option<Use>,
-    /// The newest lap on flash in it: what is left of a log that is done with goes in this order, its newest header last. Else a
-    /// start would find an older one and take it for the newest.
+    /// The newest lap on flash in it: what is left of a log that is done with goes in this order, its newest header
+    /// last. Else a start would find an older one and take it for the newest.
     pub lap: u32,
 }
 
