@@ -214,10 +214,12 @@ impl Lost {
         Self::of(promised.flat_map(|lane| &lane.epochs).flat_map(|epoch| &epoch.gaps))
     }
 
-    /// Dead letters that cannot be read any more.
+    /// Dead letters that cannot be read any more; those of the newest batch, too, of which damage leaves in doubt
+    /// whether they were ever complete.
     fn letters(lanes: &[LaneView]) -> u64 {
         let letters = lanes.iter().filter(|lane| lane.dead_letters);
-        Self::of(letters.flat_map(|lane| &lane.epochs).flat_map(|epoch| &epoch.gaps)).corrupt
+        let lost = Self::of(letters.flat_map(|lane| &lane.epochs).flat_map(|epoch| &epoch.gaps));
+        lost.corrupt + lost.unknown
     }
 }
 
