@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use backhaul::config::{Config, Endpoint};
+use backhaul::config::{Config, Endpoint, Remedy};
 use temp_dir::TempDir;
 
 /// What any configuration needs.
@@ -361,15 +361,41 @@ fn the_shipped_file_is_the_default_and_shows_every_key() {
     assert!(out.contains("segment_bytes = 262144"));
 
     // What has no default stands in a comment.
-    let optional = text.replace("# ca_file = ", "ca_file = ").replace("# token_file = ", "token_file = ");
-    for endpoint in &mut expected.upstream.endpoints {
-        endpoint.ca_file = Some("/etc/backhaul/ca.pem".into());
-        endpoint.token_file = Some("/etc/backhaul/token".into());
-    }
+    let optional: String = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest) if is_setting(rest) => format!("{rest}\n"),
+            Some(_) | None => format!("{line}\n"),
+        })
+        .collect();
+    let path = |file: &str| Some(PathBuf::from(format!("/etc/backhaul/{file}")));
+    let program = |name: &str| vec![format!("/usr/lib/backhaul/{name}")];
+    expected.upstream.endpoints = vec![Endpoint {
+        url: "wss://ingest.example.com/v1".into(),
+        insecure: false,
+        ca_file: path("ca.pem"),
+        token_file: path("token"),
+        token_command: program("token"),
+        basic_file: path("basic"),
+        basic_command: program("basic"),
+        cert_file: path("client.pem"),
+        key_file: path("client.key"),
+        interface: "eth0".into(),
+        proxy: "http://proxy.example.com:3128".into(),
+        proxy_basic_file: path("proxy"),
+    }];
+    expected.upstream.endpoints_file = Some("/run/backhaul/endpoints.toml".into());
+    expected.remedies = vec![Remedy { after_s: 1800, exec: program("modem-reset"), ..Remedy::default() }];
     assert_eq!(toml::from_str::<Config>(&optional).unwrap(), expected);
     let shipped = toml::from_str(&optional).unwrap();
     let known = toml::Value::try_from(&expected).unwrap();
     assert_eq!(keys(&shipped, ""), keys(&known, ""));
+}
+
+/// `key = value`, or the head of a list of tables.
+fn is_setting(line: &str) -> bool {
+    let key = line.split(" = ").next().unwrap_or_default();
+    line.starts_with("[[") || key != line && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
 }
 
 fn keys(value: &toml::Value, path: &str) -> BTreeSet<String> {

@@ -174,7 +174,7 @@ fn record(seq: Seq) -> Record {
 }
 
 fn setup(url: &str, dir: &Path) -> Setup {
-    let heartbeat = Heartbeat { interval_ms: 10_000, timeout_ms: 10_000, misses_max: 3 };
+    let heartbeat = Heartbeat { interval_ms: 10_000, timeout_ms: 10_000, misses_max: 3, ..Heartbeat::default() };
     let link = link::Config {
         reconnect: Reconnect {
             start_delay_ms_max: 0,
@@ -184,6 +184,7 @@ fn setup(url: &str, dir: &Path) -> Setup {
             slow_ms_min: 40,
             slow_ms_max: 80,
             stable_after_ms: 60_000,
+            ..Reconnect::default()
         },
         heartbeat,
         handshake_timeout_ms: 30_000,
@@ -443,7 +444,7 @@ fn a_link_that_stalls_without_closing_is_found_dead_by_the_heartbeat() {
         _ => serve(stream, &Store::default()),
     });
     let agent = Agent::start(&server.url(), 3, |setup| {
-        with_heartbeat(setup, Heartbeat { interval_ms: 50, timeout_ms: 50, misses_max: 2 });
+        with_heartbeat(setup, Heartbeat { interval_ms: 50, timeout_ms: 50, misses_max: 2, ..Heartbeat::default() });
     });
     agent.wait_until("up again", |agent| agent.failures("silent") == 1 && agent.is_up());
     agent.wait_until("all acked", |agent| agent.acked() == 3);
@@ -467,7 +468,7 @@ fn a_server_that_does_not_read_holds_the_window_back_and_not_the_heartbeat() {
         setup.watchdog = Arc::new(move || {
             counted.fetch_add(1, Ordering::Relaxed);
         });
-        with_heartbeat(setup, Heartbeat { interval_ms: 100, timeout_ms: 100, misses_max: 2 });
+        with_heartbeat(setup, Heartbeat { interval_ms: 100, timeout_ms: 100, misses_max: 2, ..Heartbeat::default() });
         let dialect = Arc::make_mut(&mut setup.upstream.dialect);
         (dialect.window_records, dialect.window_bytes) = (100_000, 16 << 20);
     });

@@ -295,8 +295,9 @@ fn configuration(dir: &Path, proxy: &Proxy) -> Config {
         slow_ms_min: 3_000,
         slow_ms_max: 36_000,
         stable_after_ms: 600,
+        ..Reconnect::default()
     };
-    config.upstream.heartbeat = Heartbeat { interval_ms: 600, timeout_ms: 400, misses_max: 3 };
+    config.upstream.heartbeat = Heartbeat { interval_ms: 600, timeout_ms: 400, misses_max: 3, ..Heartbeat::default() };
     config.outbox.segment_bytes = 262_144;
     config
 }

@@ -33,6 +33,9 @@ pub struct Config {
     pub lanes: Vec<Lane>,
     /// The unix socket.
     pub local: Local,
+    /// What to try where nothing else helps, in order of `after_s`.
+    #[serde(rename = "remedy")]
+    pub remedies: Vec<Remedy>,
     /// Logging.
     pub log: Log,
 }
@@ -74,6 +77,8 @@ pub enum Dialect {
     /// `backhaul.v1`: exactly once.
     #[default]
     Backhaul,
+    /// Each record one message, to any WebSocket server: at least once.
+    Plain,
 }
 
 /// An encoding of `backhaul.v1`.
@@ -127,10 +132,19 @@ pub struct Upstream {
     /// In order of preference.
     #[serde(rename = "endpoint")]
     pub endpoints: Vec<Endpoint>,
+    /// TOML file of `[[endpoint]]` tables that stand in for those above, read again before each attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoints_file: Option<PathBuf>,
+    /// Hosts reached without the proxy: a name (and what ends with `.name`), an address, a network (`10.0.0.0/8`), `*`.
+    pub no_proxy: Vec<String>,
+    /// How long a command may take that prints a credential.
+    pub credential_timeout_ms: u64,
     /// `[upstream.reconnect]`
     pub reconnect: Reconnect,
     /// `[upstream.heartbeat]`
     pub heartbeat: Heartbeat,
+    /// `[upstream.pace]`
+    pub pace: Pace,
 }
 
 impl Default for Upstream {
@@ -154,8 +168,13 @@ impl Default for Upstream {
             attempts_max: 0,
             events_lane: String::new(),
             endpoints: Vec::new(),
+            endpoints_file: None,
+            no_proxy: Vec::new(),
+            // As long as a pong: a token service is one round trip away.
+            credential_timeout_ms: 10_000,
             reconnect: Reconnect::default(),
             heartbeat: Heartbeat::default(),
+            pace: Pace::default(),
         }
     }
 }
@@ -174,6 +193,31 @@ pub struct Endpoint {
     /// File with the bearer token, readable by its owner (and group) alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// Program and arguments that print the bearer token.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub token_command: Vec<String>,
+    /// File with `user:password`, readable by its owner (and group) alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub basic_file: Option<PathBuf>,
+    /// Program and arguments that print `user:password`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub basic_command: Vec<String>,
+    /// PEM file of the client's certificate and those between it and its CA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of its key (PKCS#8), readable by its owner (and group) alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// Network interface to leave by (SO_BINDTODEVICE); empty: as the routes say.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub interface: String,
+    /// `http://host:port` of a proxy that knows CONNECT; `none`: none; empty: as `https_proxy`, `http_proxy` and
+    /// `all_proxy` say.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub proxy: String,
+    /// File with the proxy's `user:password`, readable by its owner (and group) alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_basic_file: Option<PathBuf>,
 }
 
 /// `[upstream.reconnect]`. The defaults are the pair that a sweep of 63 settings over 100,000 simulated devices
@@ -195,6 +239,11 @@ pub struct Reconnect {
     pub slow_ms_max: u64,
     /// A session is proved stable when it has lived so long and had an ack or nothing to send.
     pub stable_after_ms: u64,
+    /// Failures in a row at an endpoint before the next one is tried.
+    pub failover_failures: u32,
+    /// While a session at another endpoint works: how often a preferred one is looked at; doubled up to `slow_ms_max`
+    /// each time that going back to it failed.
+    pub failback_ms: u64,
 }
 
 impl Default for Reconnect {
@@ -208,8 +257,23 @@ impl Default for Reconnect {
             slow_ms_max: 3_600_000,
             // ecs-agent: 1 min; reconnecting-websocket#200: 5 s is not enough.
             stable_after_ms: 60_000,
+            // libocpp: NetworkProfileConnectionAttempts 3.
+            failover_failures: 3,
+            failback_ms: 300_000,
         }
     }
+}
+
+/// `[upstream.pace]`: ceilings of what is sent, each 0: none.
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pace {
+    /// Records a second, all lanes together.
+    pub records_per_s_max: u64,
+    /// Bytes (topic and body) a second, all lanes together.
+    pub bytes_per_s_max: u64,
+    /// Bytes on the wire in 24 hours, in both directions; beyond it only lanes that are `cap_exempt` send.
+    pub bytes_per_day_max: u64,
 }
 
 /// `[upstream.heartbeat]`
@@ -223,11 +287,17 @@ pub struct Heartbeat {
     pub timeout_ms: u64,
     /// Pings missed in a row before the link is dead (firezone: more than 3 unanswered).
     pub misses_max: u32,
+    /// The interval grows while the path bears it, and is halved at a loss.
+    pub adaptive: bool,
+    /// `adaptive`: longest interval.
+    pub interval_ms_max: u64,
 }
 
 impl Default for Heartbeat {
     fn default() -> Self {
-        Self { interval_ms: 60_000, timeout_ms: 10_000, misses_max: 3 }
+        // 15 min: the least that NATs of mobile carriers were seen to keep an established connection for in Android's
+        // push service; RFC 5382 § 5 asks for 2 h.
+        Self { interval_ms: 60_000, timeout_ms: 10_000, misses_max: 3, adaptive: false, interval_ms_max: 900_000 }
     }
 }
 
@@ -306,6 +376,10 @@ pub struct Lane {
     pub commit_ms: u64,
     /// `group`: most bytes in RAM.
     pub commit_bytes: u32,
+    /// Not held back by `bytes_per_day_max`.
+    pub cap_exempt: bool,
+    /// Above 0: after an outage live records go ahead of the backlog, with this share of the lane's link; below 1.
+    pub live_share: f64,
 }
 
 impl Default for Lane {
@@ -320,7 +394,29 @@ impl Default for Lane {
             commit: Commit::Sync,
             commit_ms: 5_000,
             commit_bytes: 65_536,
+            cap_exempt: false,
+            live_share: 0.0,
         }
+    }
+}
+
+/// `[[remedy]]`: a program to run where the link stays away, as a modem's reset.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Remedy {
+    /// Seconds without a session.
+    pub after_s: u64,
+    /// Program (an absolute path) and arguments.
+    pub exec: Vec<String>,
+    /// It is killed after so many seconds.
+    pub timeout_s: u64,
+    /// In one outage it is run again after so many seconds; 0: once an outage.
+    pub again_after_s: u64,
+}
+
+impl Default for Remedy {
+    fn default() -> Self {
+        Self { after_s: 0, exec: Vec::new(), timeout_s: 60, again_after_s: 86_400 }
     }
 }
 

@@ -9,8 +9,8 @@ use super::section::{Problems, Section};
 use super::target::Target;
 use super::tree::{Place, Table};
 use super::{
-    Commit, Config, Device, Dialect, Encoding, Endpoint, Heartbeat, Lane, Local, Log, Outbox, Overflow, Reconnect,
-    Upstream, device, secret,
+    Commit, Config, Device, Dialect, Encoding, Endpoint, Heartbeat, Lane, Local, Log, Outbox, Overflow, Pace,
+    Reconnect, Remedy, Upstream, device, secret,
 };
 use crate::outbox::dead::DEAD_LANE;
 use crate::outbox::format::SEGMENT_BYTES_MAX;
@@ -36,6 +36,7 @@ pub fn read(tree: &Table) -> Result<Meaning, Vec<(Place, String)>> {
     let outbox_section = root.section("outbox");
     let local_section = root.section("local");
     let lane_sections = root.sections("lane").unwrap_or_default();
+    let remedies = read_remedies(&mut root);
     let log = read_log(root.section("log"));
     root.finish();
 
@@ -60,7 +61,7 @@ pub fn read(tree: &Table) -> Result<Meaning, Vec<(Place, String)>> {
     outbox_section.finish();
     local_section.finish();
 
-    let config = Config { device, upstream, outbox, lanes, local, log };
+    let config = Config { device, upstream, outbox, lanes, local, remedies, log };
     let problems = problems.into_sorted();
     if problems.is_empty() { Ok(Meaning { config, device: device_name, warnings }) } else { Err(problems) }
 }
@@ -98,8 +99,9 @@ fn read_device(mut section: Section<'_>) -> (Device, String) {
 fn read_upstream(mut section: Section<'_>, lanes: &[Lane], warnings: &mut Vec<String>) -> Upstream {
     let default = Upstream::default();
     let encodings = [("postcard", Encoding::Postcard), ("json", Encoding::Json)];
+    let dialects = [("backhaul", Dialect::Backhaul), ("plain", Dialect::Plain)];
     let upstream = Upstream {
-        dialect: section.choice("dialect", &[("backhaul", Dialect::Backhaul)], default.dialect),
+        dialect: section.choice("dialect", &dialects, default.dialect),
         encodings: section.choices("encodings", &encodings, default.encodings),
         window_records: section.number("window_records", 1..=1 << 20, default.window_records),
         window_bytes: section.number("window_bytes", 1..=64 << 20, default.window_bytes),
@@ -112,8 +114,12 @@ fn read_upstream(mut section: Section<'_>, lanes: &[Lane], warnings: &mut Vec<St
         attempts_max: section.number("attempts_max", 0..=i64::from(u32::MAX), default.attempts_max),
         events_lane: section.text("events_lane").unwrap_or(default.events_lane),
         endpoints: read_endpoints(&mut section, warnings),
+        endpoints_file: section.path("endpoints_file"),
+        no_proxy: section.texts("no_proxy"),
+        credential_timeout_ms: section.number("credential_timeout_ms", MS, default.credential_timeout_ms),
         reconnect: read_reconnect(section.section("reconnect")),
         heartbeat: read_heartbeat(section.section("heartbeat")),
+        pace: read_pace(section.section("pace")),
     };
     let events = upstream.events_lane.as_str();
     if !events.is_empty() && lanes.iter().all(|lane| lane.name.as_str() != events) {
@@ -141,6 +147,14 @@ fn read_endpoint(mut section: Section<'_>, warnings: &mut Vec<String>) -> Endpoi
         insecure: section.flag("insecure", false),
         ca_file: section.path("ca_file"),
         token_file: section.path("token_file"),
+        token_command: section.command("token_command"),
+        basic_file: section.path("basic_file"),
+        basic_command: section.command("basic_command"),
+        cert_file: section.path("cert_file"),
+        key_file: section.path("key_file"),
+        interface: section.text("interface").unwrap_or_default(),
+        proxy: section.text("proxy").unwrap_or_default(),
+        proxy_basic_file: section.path("proxy_basic_file"),
     };
     match Target::try_new(&endpoint.url) {
         Err(fault) => section.fail("url", &fault),
@@ -182,6 +196,8 @@ fn read_reconnect(mut section: Section<'_>) -> Reconnect {
         slow_ms_min: section.number("slow_ms_min", MS, default.slow_ms_min),
         slow_ms_max: section.number("slow_ms_max", MS, default.slow_ms_max),
         stable_after_ms: section.number("stable_after_ms", MS, default.stable_after_ms),
+        failover_failures: section.number("failover_failures", 1..=1000, default.failover_failures),
+        failback_ms: section.number("failback_ms", MS, default.failback_ms),
     };
     in_order(&section, ("backoff_ms_min", reconnect.backoff_ms_min), ("backoff_ms_max", reconnect.backoff_ms_max));
     in_order(&section, ("slow_ms_min", reconnect.slow_ms_min), ("slow_ms_max", reconnect.slow_ms_max));
@@ -203,9 +219,57 @@ fn read_heartbeat(mut section: Section<'_>) -> Heartbeat {
         interval_ms: section.number("interval_ms", MS, default.interval_ms),
         timeout_ms: section.number("timeout_ms", MS, default.timeout_ms),
         misses_max: section.number("misses_max", 1..=1000, default.misses_max),
+        adaptive: section.flag("adaptive", default.adaptive),
+        interval_ms_max: section.number("interval_ms_max", MS, default.interval_ms_max),
     };
+    if heartbeat.adaptive {
+        let (min, max) = (heartbeat.interval_ms, heartbeat.interval_ms_max);
+        in_order(&section, ("interval_ms", min), ("interval_ms_max", max));
+    }
     section.finish();
     heartbeat
+}
+
+fn read_pace(mut section: Section<'_>) -> Pace {
+    let default = Pace::default();
+    let pace = Pace {
+        records_per_s_max: section.number("records_per_s_max", 0..=1_000_000_000, default.records_per_s_max),
+        bytes_per_s_max: section.number("bytes_per_s_max", 0..=DISK_BYTES_MAX, default.bytes_per_s_max),
+        bytes_per_day_max: section.number("bytes_per_day_max", 0..=DISK_BYTES_MAX, default.bytes_per_day_max),
+    };
+    section.finish();
+    pace
+}
+
+fn read_remedies(root: &mut Section<'_>) -> Vec<Remedy> {
+    /// Their runs are remembered in one byte each.
+    const REMEDIES_MAX: usize = 8;
+    let sections = root.sections("remedy").unwrap_or_default();
+    if sections.len() > REMEDIES_MAX {
+        root.fail("remedy", &format!("at most {REMEDIES_MAX} are allowed"));
+    }
+    let mut remedies: Vec<_> = sections.into_iter().map(read_remedy).collect();
+    remedies.sort_by_key(|remedy| remedy.after_s);
+    remedies
+}
+
+fn read_remedy(mut section: Section<'_>) -> Remedy {
+    const S_MAX: i64 = MS_MAX / 1000;
+    let default = Remedy::default();
+    let remedy = Remedy {
+        after_s: section.number("after_s", 1..=S_MAX, default.after_s),
+        exec: section.command("exec"),
+        timeout_s: section.number("timeout_s", 1..=3600, default.timeout_s),
+        again_after_s: section.number("again_after_s", 0..=S_MAX, default.again_after_s),
+    };
+    if !section.has("after_s") {
+        section.fail("after_s", "is needed: seconds without a session");
+    }
+    if !section.has("exec") {
+        section.fail("exec", "is needed: a program and its arguments");
+    }
+    section.finish();
+    remedy
 }
 
 /// The section comes back for what is checked against other sections.
@@ -286,6 +350,8 @@ fn read_lane(section: &mut Section<'_>) -> Lane {
         commit: section.choice("commit", &commit, default.commit),
         commit_ms: section.number("commit_ms", MS, default.commit_ms),
         commit_bytes: section.number("commit_bytes", 1..=16 << 20, default.commit_bytes),
+        cap_exempt: section.flag("cap_exempt", default.cap_exempt),
+        live_share: section.share("live_share", default.live_share),
     }
 }
 

@@ -64,7 +64,12 @@ impl<'a> Section<'a> {
         for node in nodes {
             match &node.value {
                 Value::Table(table) => sections.push(self.inner(key, Some(table), node.place)),
-                Value::List(_) | Value::Text(_) | Value::Flag(_) | Value::Number(_) | Value::Other(_) => {
+                Value::List(_)
+                | Value::Text(_)
+                | Value::Flag(_)
+                | Value::Number(_)
+                | Value::Share(_)
+                | Value::Other(_) => {
                     self.mismatch(key, node, "a table");
                     return None;
                 }
@@ -87,7 +92,7 @@ impl<'a> Section<'a> {
                 self.report(node.place, key, &format!("the number is not within {from} to {to}"));
                 default
             }
-            Value::Table(_) | Value::List(_) | Value::Text(_) | Value::Flag(_) | Value::Other(_) => {
+            Value::Table(_) | Value::List(_) | Value::Text(_) | Value::Flag(_) | Value::Share(_) | Value::Other(_) => {
                 self.mismatch(key, node, "an integer");
                 default
             }
@@ -125,6 +130,61 @@ impl<'a> Section<'a> {
         }
         self.fail(key, &format!("\"{}\" is not an absolute path", path.display()));
         None
+    }
+
+    /// A list of strings, none of them empty.
+    pub fn texts(&mut self, key: &'static str) -> Vec<String> {
+        let nodes = self.list(key, "a list of strings").unwrap_or_default();
+        let mut texts = Vec::new();
+        for node in nodes {
+            match &node.value {
+                Value::Text(text) if !text.is_empty() => texts.push(text.clone()),
+                Value::Text(_) => self.report(node.place, key, "an empty string"),
+                Value::Table(_)
+                | Value::List(_)
+                | Value::Flag(_)
+                | Value::Number(_)
+                | Value::Share(_)
+                | Value::Other(_) => self.mismatch(key, node, "a string"),
+            }
+        }
+        texts
+    }
+
+    /// A program by its absolute path, and its arguments; empty where the key is not there.
+    pub fn command(&mut self, key: &'static str) -> Vec<String> {
+        let words = self.texts(key);
+        match words.first() {
+            None if self.has(key) => self.fail(key, "a program and its arguments are expected"),
+            Some(program) if !program.starts_with('/') => {
+                self.fail(key, &format!("\"{program}\" is not an absolute path"));
+            }
+            None | Some(_) => (),
+        }
+        words
+    }
+
+    /// A part of a whole: from 0, below 1.
+    pub fn share(&mut self, key: &'static str, default: f64) -> f64 {
+        let Some(node) = self.ask(key) else { return default };
+        let share = match node.value {
+            Value::Share(share) => share,
+            Value::Number(Some(number)) => number as f64,
+            Value::Table(_)
+            | Value::List(_)
+            | Value::Text(_)
+            | Value::Flag(_)
+            | Value::Number(None)
+            | Value::Other(_) => {
+                self.mismatch(key, node, "a number");
+                return default;
+            }
+        };
+        if (0.0..1.0).contains(&share) {
+            return share;
+        }
+        self.report(node.place, key, &format!("{share} is not from 0 to below 1"));
+        default
     }
 
     /// One of `words`.

@@ -35,6 +35,8 @@ pub enum Value {
     Flag(bool),
     /// `None`: beyond 64 bits.
     Number(Option<i64>),
+    /// With a fraction.
+    Share(f64),
     /// What the configuration has no use for, by its name.
     Other(&'static str),
 }
@@ -48,6 +50,7 @@ impl Value {
             Self::Text(_) => "a string",
             Self::Flag(_) => "a boolean",
             Self::Number(_) => "an integer",
+            Self::Share(_) => "a float",
             Self::Other(name) => name,
         }
     }
@@ -116,7 +119,7 @@ impl Lines<'_> {
             DeValue::String(text) => Value::Text(text.into_owned()),
             DeValue::Integer(number) => Value::Number(i64::from_str_radix(number.as_str(), number.radix()).ok()),
             DeValue::Boolean(flag) => Value::Flag(flag),
-            DeValue::Float(_) => Value::Other("a float"),
+            DeValue::Float(number) => number.as_str().parse().map_or(Value::Other("a float"), Value::Share),
             DeValue::Datetime(_) => Value::Other("a date"),
             DeValue::Array(list) => Value::List(list.into_iter().map(|value| self.node(value)).collect()),
             DeValue::Table(table) => Value::Table(self.table(table)),

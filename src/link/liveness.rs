@@ -129,7 +129,8 @@ fn flushing(limits: &Heartbeat, now: Instant) -> Pulse {
 mod tests {
     use super::*;
 
-    const LIMITS: Heartbeat = Heartbeat { interval_ms: 60_000, timeout_ms: 10_000, misses_max: 3 };
+    const LIMITS: Heartbeat =
+        Heartbeat { interval_ms: 60_000, timeout_ms: 10_000, misses_max: 3, adaptive: false, interval_ms_max: 900_000 };
 
     fn at(s: u64) -> Instant {
         Instant::from_micros(s * 1_000_000)

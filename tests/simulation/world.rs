@@ -322,10 +322,16 @@ impl World {
             slow_ms_min: 400,
             slow_ms_max: 1600,
             stable_after_ms: 300,
+            ..config::Reconnect::default()
         };
         let link = link::Config {
             reconnect,
-            heartbeat: config::Heartbeat { interval_ms: 500, timeout_ms: 200, misses_max: 2 },
+            heartbeat: config::Heartbeat {
+                interval_ms: 500,
+                timeout_ms: 200,
+                misses_max: 2,
+                ..config::Heartbeat::default()
+            },
             handshake_timeout_ms: 1000,
             server_wait_ms_max: 5000,
             session_age_s_max: 0,

@@ -30,8 +30,9 @@ pub fn quick(dir: &Path, url: &str) -> Config {
         slow_ms_min: 100,
         slow_ms_max: 300,
         stable_after_ms: 500,
+        ..Reconnect::default()
     };
-    config.upstream.heartbeat = Heartbeat { interval_ms: 200, timeout_ms: 200, misses_max: 2 };
+    config.upstream.heartbeat = Heartbeat { interval_ms: 200, timeout_ms: 200, misses_max: 2, ..Heartbeat::default() };
     config.outbox.dir = dir.join("outbox");
     config.outbox.segment_bytes = 65_536;
     config.local.record_bytes_max = 16_384;

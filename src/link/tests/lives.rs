@@ -16,8 +16,14 @@ fn random_config(rng: &mut Rng) -> Config {
         slow_ms_min: ms(40_000, 600_000),
         slow_ms_max: ms(40_000, 3_600_000),
         stable_after_ms: ms(10, 120_000),
+        ..Reconnect::default()
     };
-    let heartbeat = Heartbeat { interval_ms: ms(10, 60_000), timeout_ms: ms(10, 10_000), misses_max: rng.u32(1..5) };
+    let heartbeat = Heartbeat {
+        interval_ms: ms(10, 60_000),
+        timeout_ms: ms(10, 10_000),
+        misses_max: rng.u32(1..5),
+        ..Heartbeat::default()
+    };
     Config {
         reconnect,
         heartbeat,

@@ -162,7 +162,7 @@ impl Uplink {
 
 fn reach(endpoint: &Endpoint, setup: &Setup) -> io::Result<Reach> {
     let fault = |error| io::Error::new(ErrorKind::InvalidInput, format!("endpoint {}: {error}", endpoint.url));
-    let Heartbeat { interval_ms, timeout_ms, misses_max } = setup.heartbeat;
+    let Heartbeat { interval_ms, timeout_ms, misses_max, .. } = setup.heartbeat;
     let silence_ms = timeout_ms.saturating_mul(misses_max.into()).saturating_add(interval_ms);
     Ok(Reach {
         target: Target::try_new(&endpoint.url).map_err(fault)?,
