@@ -136,6 +136,8 @@ impl Uplink {
             addresses: Vec::new(),
             reaches,
             endpoint: 0,
+            address: 0,
+            dialing: false,
             transport: Transport::None,
             ready: false,
             offered: false,
@@ -197,6 +199,9 @@ struct Reactor {
     /// The endpoints, and which of them was resolved last.
     reaches: Vec<Reach>,
     endpoint: usize,
+    /// Which of the addresses was dialed last, and whether that is still under way.
+    address: u8,
+    dialing: bool,
     transport: Transport,
     /// The socket may have something for us, or take something.
     ready: bool,
@@ -251,8 +256,9 @@ impl Reactor {
     }
 
     fn fail(&mut self, failure: Failure) {
+        let dialing = self.dialing;
         self.drop_transport(None);
-        self.tell(Input::Failed(failure));
+        self.tell(if dialing { Input::DialFailed { address: self.address, failure } } else { Input::Failed(failure) });
     }
 
     // What comes in.
@@ -310,7 +316,8 @@ impl Reactor {
                 Ok(Progress::Waiting(handshake)) => return self.transport = Transport::Handshake(handshake.into()),
                 Ok(Progress::Dialed(handshake)) => {
                     self.transport = Transport::Handshake(handshake.into());
-                    self.tell(Input::Dialed);
+                    self.dialing = false;
+                    self.tell(Input::Dialed { address: self.address });
                 }
                 Ok(Progress::Secured(handshake)) => {
                     self.transport = Transport::Handshake(handshake.into());
@@ -399,16 +406,20 @@ impl Reactor {
     fn perform(&mut self) {
         while let Some(output) = self.upstream.poll_output() {
             if let Err(failure) = self.perform_one(output) {
+                let dialing = self.dialing;
                 self.drop_transport(None);
-                self.upstream.handle_input(Input::Failed(failure), clock::now());
+                let input =
+                    if dialing { Input::DialFailed { address: self.address, failure } } else { Input::Failed(failure) };
+                self.upstream.handle_input(input, clock::now());
             }
         }
     }
 
     fn perform_one(&mut self, output: Output) -> Result<(), Failure> {
         match output {
-            Output::Resolve { endpoint } => self.resolve(endpoint),
+            Output::Resolve { endpoint, recheck: _ } => self.resolve(endpoint),
             Output::Dial { address } => self.dial(address)?,
+            Output::Probe { .. } | Output::Remedy { .. } => {}
             Output::Transmit { frame, purpose } => {
                 if let Transport::Open(open) = &mut self.transport {
                     open.send(frame, purpose);
@@ -458,6 +469,7 @@ impl Reactor {
     }
 
     fn dial(&mut self, address: u8) -> Result<(), Failure> {
+        (self.address, self.dialing) = (address, true);
         let (reach, address) = (&self.reaches[self.endpoint], self.addresses[usize::from(address)]);
         debug!(target: "uplink", "dialing address={address} url={}", reach.endpoint.url);
         let meter = Rc::clone(&self.meter);
@@ -467,6 +479,7 @@ impl Reactor {
     }
 
     fn drop_transport(&mut self, close: Option<u16>) {
+        self.dialing = false;
         match (mem::take(&mut self.transport), close) {
             (Transport::Open(open), Some(code)) => open.close(code),
             (Transport::None | Transport::Handshake(_) | Transport::Open(_), _) => (),
