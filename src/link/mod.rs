@@ -237,8 +237,8 @@ pub struct Saved {
     pub intervals_ms: [u32; ENDPOINTS_MAX],
     /// Since when no session is up, on the boot clock, in ms; 0: one is.
     pub offline_since_boot_ms: u64,
-    /// For each remedy that was run in this outage, when, on the boot clock, in ms.
-    pub remedies: [Option<u64>; REMEDIES_MAX],
+    /// For each remedy that was run in this outage, when, on the boot clock, in s; 0: it was not.
+    pub remedies_boot_s: [u32; REMEDIES_MAX],
 }
 
 impl Config {
