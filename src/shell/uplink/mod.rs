@@ -433,6 +433,10 @@ impl Reactor {
                 self.outbox.give(|outbox| outbox.rejected.insert((lane, epoch, seq), refusal));
             }
             Output::Foreign { lane, epoch } => self.outbox.give(|outbox| outbox.foreign.push((lane, epoch))),
+            Output::ServerTime { now_ms } => {
+                let told = Some((now_ms, clock::now()));
+                self.outbox.lock().server_time = told;
+            }
             Output::Changed => self.view_is_stale = true,
             Output::Event { kind, detail } => {
                 warn!(target: "uplink", "event kind={kind} detail={detail:?}");
