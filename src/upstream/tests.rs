@@ -30,6 +30,7 @@ impl Script {
             session_age_s_max: 0,
             attempts_max: 0,
             endpoints_tls: vec![false, false],
+            ..link::Config::default()
         };
         let dialect = dialect::Config {
             window_records: 64,
@@ -83,7 +84,7 @@ impl Script {
         for _ in 0..10 {
             self.drain();
             let resolve = self.outputs.iter().find_map(|output| match output {
-                Output::Resolve { endpoint } => Some(*endpoint),
+                Output::Resolve { endpoint, .. } => Some(*endpoint),
                 _other => None,
             });
             if let Some(endpoint) = resolve {
@@ -102,7 +103,7 @@ impl Script {
         self.outputs.clear();
         self.tell(Input::Resolved { addresses: 1 });
         assert!(self.take(|output| matches!(output, Output::Dial { address: 0 })).is_some());
-        self.tell(Input::Dialed);
+        self.tell(Input::Dialed { address: 0 });
         let offers = self.offers.clone();
         self.tell(Input::Upgraded { encoding: Encoding::Json, offers: &offers });
         match self.sent().into_iter().next() {
