@@ -197,6 +197,11 @@ pub enum Output {
         /// The epoch that is not ours.
         epoch: Epoch,
     },
+    /// Tell the outbox the upstream's time: it stamps records while the own clock is not set.
+    ServerTime {
+        /// Unix ms.
+        now_ms: u64,
+    },
     /// For status and the log: read the state from [`Upstream::view`].
     Changed,
     /// Worth a record on topic `$event` and a warning.
@@ -422,10 +427,11 @@ impl Upstream {
         match output {
             dialect::Output::Transmit { frame, purpose } => self.outputs.push_back(Output::Transmit { frame, purpose }),
             dialect::Output::Fetch(fetch) => self.outputs.push_back(Output::Fetch(fetch)),
-            dialect::Output::Greeted { name, server_now_ms: _ } => {
+            dialect::Output::Greeted { name, server_now_ms } => {
                 if let Some(live) = &mut self.session {
                     live.name = Some(name);
                 }
+                self.outputs.push_back(Output::ServerTime { now_ms: server_now_ms });
                 self.link.handle_input(link::Input::Greeted, now);
             }
             dialect::Output::Proved => self.link.handle_input(link::Input::Proved, now),
@@ -529,6 +535,7 @@ impl Upstream {
             | Output::Acked { .. }
             | Output::Rejected { .. }
             | Output::Foreign { .. }
+            | Output::ServerTime { .. }
             | Output::Changed
             | Output::Event { .. }
             | Output::Command { .. }

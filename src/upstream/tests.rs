@@ -194,6 +194,9 @@ fn greets_at_the_upgrade_sends_after_welcome_and_passes_acks_on() {
     script.welcome(0);
     assert!(script.upstream.is_up());
     assert_eq!(script.upstream.view().session.as_deref(), Some("s-1"));
+    let position = |wanted: fn(&Output) -> bool| script.outputs.iter().position(wanted).unwrap();
+    let told = position(|output| matches!(output, Output::ServerTime { now_ms: 1 }));
+    assert!(told < position(|output| matches!(output, Output::Transmit { .. })), "before the first records");
     assert_eq!(script.batches().iter().sum::<usize>(), 40);
     script.ack(40);
     assert!(script.outputs.contains(&Output::Acked { lane: lane(), epoch: 1, seq: 40 }));
