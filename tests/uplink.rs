@@ -192,6 +192,7 @@ fn setup(url: &str, dir: &Path) -> Setup {
         session_age_s_max: 0,
         attempts_max: 0,
         endpoints_tls: vec![url.starts_with("wss")],
+        ..link::Config::default()
     };
     let dialect = dialect::Config {
         window_records: 500,

@@ -141,6 +141,11 @@ pub(super) fn uplink(
         session_age_s_max: upstream.session_age_s_max,
         attempts_max: upstream.attempts_max,
         endpoints_tls: upstream.endpoints.iter().map(tls).collect(),
+        remedies: config
+            .remedies
+            .iter()
+            .map(|remedy| link::Remedy { after_s: remedy.after_s, again_after_s: remedy.again_after_s })
+            .collect(),
     };
     let dialect = dialect::Config {
         window_records: upstream.window_records,

@@ -31,7 +31,7 @@ pub enum Class {
     Certificate,
     /// Not yet valid while our own clock is not set.
     ClockUnset,
-    /// HTTP 401/403/407, close 3000/3003/4001.
+    /// HTTP 401/403, close 3000/3003/4001.
     Credentials,
     /// HTTP 404/426, a redirect elsewhere, no subprotocol in common.
     WrongPlace,
@@ -53,6 +53,10 @@ pub enum Class {
     Closed,
     /// The session reached its maximum age.
     Aged,
+    /// This side ended a session at a backup: a preferred endpoint is back.
+    Failback,
+    /// HTTP 407: the proxy wants other credentials.
+    ProxyCredentials,
     /// The agent stops.
     Stopped,
 }
@@ -73,7 +77,7 @@ impl Class {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All classes, in the order of declaration.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::Local,
         Self::Renewed,
         Self::Name,
@@ -95,6 +99,8 @@ impl Class {
         Self::ServerRetry,
         Self::Closed,
         Self::Aged,
+        Self::Failback,
+        Self::ProxyCredentials,
         Self::Stopped,
     ];
 
@@ -122,6 +128,8 @@ impl Class {
             Self::ServerRetry => "server_retry",
             Self::Closed => "closed",
             Self::Aged => "aged",
+            Self::Failback => "failback",
+            Self::ProxyCredentials => "proxy_credentials",
             Self::Stopped => "stopped",
         }
     }
@@ -129,7 +137,7 @@ impl Class {
     /// What it asks for.
     pub const fn disposition(self) -> Disposition {
         match self {
-            Self::Local | Self::Renewed | Self::Aged => Disposition::Promptly,
+            Self::Local | Self::Renewed | Self::Aged | Self::Failback => Disposition::Promptly,
             Self::Refused
             | Self::Unreachable
             | Self::Reset
@@ -143,9 +151,12 @@ impl Class {
             | Self::Closed => Disposition::Spread,
             Self::Name | Self::Overload => Disposition::Backoff,
             // OpenVPN/openvpn#932: a refusal needs its own, slow class.
-            Self::Certificate | Self::ClockUnset | Self::Credentials | Self::WrongPlace | Self::Clone => {
-                Disposition::Slow
-            }
+            Self::Certificate
+            | Self::ClockUnset
+            | Self::Credentials
+            | Self::WrongPlace
+            | Self::Clone
+            | Self::ProxyCredentials => Disposition::Slow,
             Self::Stopped => Disposition::Stop,
         }
     }
@@ -175,6 +186,8 @@ impl Class {
             | Self::ServerRetry
             | Self::Closed
             | Self::Aged
+            | Self::Failback
+            | Self::ProxyCredentials
             | Self::Stopped => false,
         }
     }
@@ -245,9 +258,10 @@ impl Failure {
     /// What an HTTP answer other than 101 means (protocol rule 11), with the server's word where it gave one.
     pub fn from_http(status: u16, retry_after_ms: Option<u64>, spread_ms: Option<u64>) -> Self {
         let class = match status {
-            // 407: the proxy's, but credentials all the same.
-            401 | 403 | 407 => Class::Credentials,
-            404 | 426 | 300..=399 => Class::WrongPlace,
+            401 | 403 => Class::Credentials,
+            407 => Class::ProxyCredentials,
+            // 421: this server is not authoritative for the name (RFC 9110 § 15.5.20).
+            404 | 421 | 426 | 300..=399 => Class::WrongPlace,
             429 | 503 => Class::Overload,
             _ => Class::Closed,
         };
@@ -346,8 +360,9 @@ mod tests {
         for status in 100..=599 {
             let failure = Failure::from_http(status, Some(7000), Some(9));
             let expected = match status {
-                401 | 403 | 407 => Class::Credentials,
-                404 | 426 | 300..=399 => Class::WrongPlace,
+                401 | 403 => Class::Credentials,
+                407 => Class::ProxyCredentials,
+                404 | 421 | 426 | 300..=399 => Class::WrongPlace,
                 429 | 503 => Class::Overload,
                 _ => Class::Closed,
             };

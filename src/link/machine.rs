@@ -193,11 +193,19 @@ impl Link {
         }
     }
 
+    /// Another configuration, from now on. `was[i]` is the old index of the new endpoint i where it is the same one. A
+    /// session lives on if its endpoint is still there.
+    pub fn reconfigure(&mut self, config: Arc<Config>, _was: &[Option<u8>], _now: Instant) {
+        self.config = config;
+        self.check_invariants();
+    }
+
     /// Something happened.
     pub fn handle_input(&mut self, input: Input, now: Instant) {
         match input {
             Input::Resolved { addresses } => self.on_resolved(addresses, now),
-            Input::Dialed => self.on_stage_done(Stage::Dialing, now),
+            Input::Dialed { .. } => self.on_stage_done(Stage::Dialing, now),
+            Input::DialFailed { failure, .. } => self.on_failed(failure, now),
             Input::Secured => self.on_stage_done(Stage::Securing, now),
             Input::Upgraded => self.on_stage_done(Stage::Upgrading, now),
             Input::Greeted => self.on_stage_done(Stage::Greeting, now),
@@ -207,7 +215,16 @@ impl Link {
             Input::Pong => self.on_life(now, Liveness::on_pong),
             Input::Failed(failure) => self.on_failed(failure, now),
             Input::Retry { after_ms, spread_ms, endpoint } => self.on_retry(after_ms, spread_ms, endpoint, now),
-            Input::NetworkChanged => self.on_network_changed(now),
+            Input::Network { changed: true, .. } => self.on_network_changed(now),
+            Input::Network { changed: false, .. } | Input::Probed { .. } | Input::SourcesChanged | Input::ClockSet => {}
+            Input::Redirected { .. } => {
+                let failure = Failure::new(Class::WrongPlace, "upgrading: redirect".to_owned());
+                self.on_failed(failure, now);
+            }
+            Input::CredentialsUnchanged => {
+                let failure = Failure::new(Class::Credentials, "unchanged".to_owned());
+                self.on_failed(failure, now);
+            }
             Input::Stop => self.on_stop(now),
         }
         self.check_invariants();
@@ -224,6 +241,7 @@ impl Link {
             Timer::SessionAge => {
                 self.end_session(Class::Aged, Some(CLOSE_NORMAL), format_args!("up: maximum age"), now)
             }
+            Timer::Race | Timer::Probe | Timer::Remedy => {}
         }
         self.check_invariants();
     }
@@ -285,12 +303,17 @@ impl Link {
             }
         };
         match self.pending.action {
-            Some(Output::Resolve { endpoint }) => assert!(resolving && endpoint == self.endpoints.current()),
+            Some(Output::Resolve { endpoint, .. }) => assert!(resolving && endpoint == self.endpoints.current()),
             Some(Output::Dial { .. }) => assert!(dialing),
             Some(Output::Ping) => assert!(up),
-            Some(Output::Drop { .. } | Output::Changed | Output::Save(_) | Output::GiveUp) => {
-                unreachable!("not actions")
-            }
+            Some(
+                Output::Drop { .. }
+                | Output::Probe { .. }
+                | Output::Remedy { .. }
+                | Output::Changed
+                | Output::Save(_)
+                | Output::GiveUp,
+            ) => unreachable!("not actions"),
             None => {}
         }
     }
@@ -304,7 +327,7 @@ impl Link {
         self.attempts += 1;
         self.attempt_at = now;
         self.enter(State::Resolving { deadline: now + Duration::from_millis(self.config.handshake_timeout_ms) }, now);
-        self.pending.action = Some(Output::Resolve { endpoint: self.endpoints.current() });
+        self.pending.action = Some(Output::Resolve { endpoint: self.endpoints.current(), recheck: false });
     }
 
     fn on_resolved(&mut self, addresses: u8, now: Instant) {
@@ -569,8 +592,12 @@ impl Link {
 
     fn save(&mut self, backoff_exponent: u8, not_before: Instant) {
         let (_, slow_exponent) = self.backoff.exponents();
-        let saved =
-            Saved { backoff_exponent, slow_exponent, not_before_boot_ms: not_before.as_micros().div_ceil(1000) };
+        let saved = Saved {
+            backoff_exponent,
+            slow_exponent,
+            not_before_boot_ms: not_before.as_micros().div_ceil(1000),
+            ..self.saved
+        };
         self.pending.save |= saved != self.saved;
         self.saved = saved;
     }

@@ -21,7 +21,16 @@ pub use retry_after::retry_after_ms;
 
 use std::time::Duration;
 
-use crate::config::{Heartbeat, Reconnect};
+use crate::config::{Heartbeat, Reconnect, Upstream};
+
+/// Endpoints, at most: later ones are never tried.
+pub const ENDPOINTS_MAX: usize = 16;
+
+/// Addresses of one resolution that are tried, at most.
+pub const ADDRESSES_MAX: usize = 32;
+
+/// Remedies, at most: later ones are never run.
+pub const REMEDIES_MAX: usize = 8;
 
 /// What the link needs of the configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,23 +49,67 @@ pub struct Config {
     pub attempts_max: u32,
     /// True for each endpoint (in order of preference) that speaks TLS. At least one.
     pub endpoints_tls: Vec<bool>,
+    /// What to run when no session was up for long.
+    pub remedies: Vec<Remedy>,
 }
 
-/// What happened. The shell reports only of the lookup and the transport asked for last; what does not fit the
-/// present state is ignored.
+impl Default for Config {
+    /// The configuration's defaults, with one endpoint that speaks TLS.
+    fn default() -> Self {
+        let upstream = Upstream::default();
+        Self {
+            reconnect: upstream.reconnect,
+            heartbeat: upstream.heartbeat,
+            handshake_timeout_ms: upstream.handshake_timeout_ms,
+            server_wait_ms_max: upstream.server_wait_ms_max,
+            session_age_s_max: upstream.session_age_s_max,
+            attempts_max: upstream.attempts_max,
+            endpoints_tls: vec![true],
+            remedies: Vec::new(),
+        }
+    }
+}
+
+/// When a remedy is run; what it is, the shell knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remedy {
+    /// Seconds without a session.
+    pub after_s: u64,
+    /// Seconds until it may be run again in the same outage; 0: never.
+    pub again_after_s: u64,
+}
+
+/// What happened. The shell reports only of the lookup and the sockets that it was last asked for; what does not fit
+/// the present state is ignored.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
-    /// The resolver found so many addresses (at least one; the first 255 count).
+    /// The resolver found so many addresses (at least one; the first [`ADDRESSES_MAX`] count).
     Resolved {
         /// How many.
         addresses: u8,
     },
-    /// TCP is connected.
-    Dialed,
+    /// TCP is connected: this one won the race. The shell has dropped the other sockets.
+    Dialed {
+        /// Its index in the resolution.
+        address: u8,
+    },
+    /// One of the racing sockets failed; the shell has dropped that one.
+    DialFailed {
+        /// Its index in the resolution.
+        address: u8,
+        /// Why.
+        failure: Failure,
+    },
     /// TLS is up.
     Secured,
     /// The WebSocket upgrade succeeded.
     Upgraded,
+    /// The upgrade was answered with a redirect to the host of a configured endpoint. The shell keeps the path for
+    /// this one attempt, has dropped the transport, and never reports one from `wss` to `ws`.
+    Redirected {
+        /// The endpoint's index.
+        endpoint: u8,
+    },
     /// The far end greeted (`welcome`).
     Greeted,
     /// The session did useful work: a first ack, or nothing to send.
@@ -67,7 +120,7 @@ pub enum Input {
     PingFlushed,
     /// A pong came.
     Pong,
-    /// The lookup, the address dialed, or the session failed; the shell has dropped the transport.
+    /// The lookup, the attempt as a whole, or the session failed; the shell has dropped whatever there was.
     Failed(Failure),
     /// The server asked us to leave and come back (`retry`).
     Retry {
@@ -78,8 +131,27 @@ pub enum Input {
         /// The configured endpoint that it named.
         endpoint: Option<u8>,
     },
-    /// Something changed in the network: a hint, never a verdict.
-    NetworkChanged,
+    /// What this machine knows of its network, at the start and whenever it changes: a hint, never a verdict.
+    Network {
+        /// Bit i: endpoint i can be dialed as far as this machine can tell (carrier, address, route).
+        usable: u16,
+        /// Something changed on the path in use: worth a ping.
+        changed: bool,
+    },
+    /// The answer to [`Output::Probe`].
+    Probed {
+        /// Which one.
+        endpoint: u8,
+        /// TCP connected.
+        ok: bool,
+    },
+    /// The answer to [`Output::Resolve`] with `recheck`: what is at hand is what was refused; nothing was dialed.
+    CredentialsUnchanged,
+    /// A credential or a certificate changed on disk, or someone asks for a reload: worth one prompt attempt where
+    /// that is what the link waits for.
+    SourcesChanged,
+    /// Wall time has just become known.
+    ClockSet,
     /// The agent is stopping.
     Stop,
 }
@@ -87,19 +159,26 @@ pub enum Input {
 /// What to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
-    /// Resolve this endpoint's name, afresh.
+    /// Resolve this endpoint's name, afresh, and prepare its credentials.
     Resolve {
         /// Its index in the configuration.
         endpoint: u8,
+        /// Its credentials were refused: report [`Input::CredentialsUnchanged`] where they are still the same.
+        recheck: bool,
     },
-    /// Dial this address of the last resolution.
+    /// Dial this address of the last resolution, beside those already under way (RFC 8305 § 5).
     Dial {
         /// Its index, from 0.
         address: u8,
     },
+    /// Does TCP connect to this endpoint? Beside a session at another one; no session is opened.
+    Probe {
+        /// Its index in the configuration.
+        endpoint: u8,
+    },
     /// Send a ping; report [`Input::PingFlushed`] when it has left.
     Ping,
-    /// Abandon the lookup, drop the transport.
+    /// Abandon the lookup, drop every socket of the attempt or session.
     Drop {
         /// First try to send a close frame with this code, if the upgrade is through; never wait for it.
         close: Option<u16>,
@@ -108,6 +187,11 @@ pub enum Output {
     Changed,
     /// Keep this beside the local socket, so that a restart cannot bypass the backoff.
     Save(Saved),
+    /// Run this remedy.
+    Remedy {
+        /// Its index in the configuration.
+        step: u8,
+    },
     /// `attempts_max` is reached: leave with exit code 69.
     GiveUp,
 }
@@ -119,6 +203,8 @@ pub enum Timer {
     StartDelay,
     /// The wait before the next attempt.
     Retry,
+    /// The next address joins the race.
+    Race,
     /// An attempt's whole handshake, or one address's share of it.
     Handshake,
     /// The next ping is due.
@@ -129,10 +215,15 @@ pub enum Timer {
     Stable,
     /// The session has reached its maximum age.
     SessionAge,
+    /// A preferred endpoint is to be looked at.
+    Probe,
+    /// A remedy is due.
+    Remedy,
 }
 
-/// What outlives a restart of the process (not a reboot).
+/// What outlives a restart of the process; all but the instants outlives a reboot, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Saved {
     /// Exponent of the ordinary backoff.
     pub backoff_exponent: u8,
@@ -140,6 +231,14 @@ pub struct Saved {
     pub slow_exponent: u8,
     /// Earliest next attempt on the boot clock, in ms.
     pub not_before_boot_ms: u64,
+    /// Index of the endpoint in use, or next.
+    pub endpoint: u8,
+    /// For each endpoint the ping interval that its path bears, in ms; 0: not known.
+    pub intervals_ms: [u32; ENDPOINTS_MAX],
+    /// Since when no session is up, on the boot clock, in ms; 0: one is.
+    pub offline_since_boot_ms: u64,
+    /// For each remedy that was run in this outage, when, on the boot clock, in s; 0: it was not.
+    pub remedies_boot_s: [u32; REMEDIES_MAX],
 }
 
 impl Config {

@@ -54,7 +54,7 @@ mod tests {
         let dir = TempDir::new("saved");
         let path = dir.join("backoff");
         assert_eq!(read::<Saved>(&path), None);
-        let saved = Saved { backoff_exponent: 3, slow_exponent: 1, not_before_boot_ms: 77 };
+        let saved = Saved { backoff_exponent: 3, slow_exponent: 1, not_before_boot_ms: 77, ..Saved::default() };
         write(&path, Saved::default()).unwrap();
         write(&path, saved).unwrap();
         assert_eq!(read(&path), Some((saved, true)));

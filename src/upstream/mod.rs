@@ -40,6 +40,19 @@ pub struct Setup {
     pub fresh_boot: bool,
 }
 
+/// What a reload changes.
+#[derive(Debug, Clone)]
+pub struct Reconfiguration {
+    /// For the link.
+    pub link: Arc<link::Config>,
+    /// For each later session.
+    pub dialect: Arc<dialect::Config>,
+    /// URLs of the endpoints, in order of preference.
+    pub endpoints: Vec<String>,
+    /// For each of them its index before, where it is the same endpoint.
+    pub was: Vec<Option<u8>>,
+}
+
 /// What happened. The shell reports only of the lookup and the transport asked for last.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input<'a> {
@@ -48,8 +61,18 @@ pub enum Input<'a> {
         /// How many.
         addresses: u8,
     },
-    /// TCP is connected.
-    Dialed,
+    /// TCP is connected, and the other sockets are dropped.
+    Dialed {
+        /// The index in the last resolution.
+        address: u8,
+    },
+    /// One of the racing sockets failed and is dropped.
+    DialFailed {
+        /// The index in the last resolution.
+        address: u8,
+        /// Why.
+        failure: Failure,
+    },
     /// TLS is up.
     Secured,
     /// The upgrade succeeded.
@@ -58,6 +81,11 @@ pub enum Input<'a> {
         encoding: Encoding,
         /// What the outbox offers at this moment.
         offers: &'a [Offer],
+    },
+    /// A redirect to the host of a configured endpoint, whose path the shell keeps for this attempt.
+    Redirected {
+        /// The endpoint's index.
+        endpoint: u8,
     },
     /// The attempt or the session failed; the transport is gone.
     Failed(Failure),
@@ -75,8 +103,26 @@ pub enum Input<'a> {
     Offers(&'a [Offer]),
     /// The outbox's answer.
     Items(&'a Fetch, Vec<Item>),
-    /// Something changed in the network.
-    NetworkChanged,
+    /// What this machine knows of its network: see [`link::Input::Network`].
+    Network {
+        /// Bit i: endpoint i can be dialed.
+        usable: u16,
+        /// Something changed on the path in use.
+        changed: bool,
+    },
+    /// The answer to [`Output::Probe`].
+    Probed {
+        /// Which one.
+        endpoint: u8,
+        /// TCP connected.
+        ok: bool,
+    },
+    /// The answer to a `recheck`: what is at hand is what was refused.
+    CredentialsUnchanged,
+    /// A credential or a certificate changed on disk, or someone asks for a reload.
+    SourcesChanged,
+    /// Wall time has just become known.
+    ClockSet,
     /// The agent is stopping.
     Stop,
 }
@@ -88,11 +134,23 @@ pub enum Output {
     Resolve {
         /// Its index.
         endpoint: u8,
+        /// Its credentials were refused: are they still the same?
+        recheck: bool,
     },
-    /// Dial an address of it.
+    /// Dial an address of it, beside those already under way.
     Dial {
         /// The index in the last resolution.
         address: u8,
+    },
+    /// Look whether TCP connects to this endpoint.
+    Probe {
+        /// Its index.
+        endpoint: u8,
+    },
+    /// Run this remedy.
+    Remedy {
+        /// Its index.
+        step: u8,
     },
     /// Send a frame, in this order. All that are not yet on the wire fit into one window and one batch.
     Transmit {
@@ -138,6 +196,11 @@ pub enum Output {
         lane: LaneName,
         /// The epoch that is not ours.
         epoch: Epoch,
+    },
+    /// Tell the outbox the upstream's time: it stamps records while the own clock is not set.
+    ServerTime {
+        /// Unix ms.
+        now_ms: u64,
     },
     /// For status and the log: read the state from [`Upstream::view`].
     Changed,
@@ -236,13 +299,28 @@ impl Upstream {
         self.link.is_up()
     }
 
+    /// Another configuration, from now on; see [`Link::reconfigure`]. What concerns the dialect holds from the next
+    /// session on.
+    pub fn reconfigure(&mut self, new: Reconfiguration, now: Instant) {
+        let Reconfiguration { link, dialect, endpoints, was } = new;
+        self.batch_records_max = self.batch_records_max.min(dialect.window_records.max(1));
+        self.dialect = dialect;
+        self.endpoints = endpoints;
+        self.link.reconfigure(link, &was, now);
+        self.settle(now);
+    }
+
     /// Something happened.
     pub fn handle_input(&mut self, input: Input<'_>, now: Instant) {
         match input {
             Input::Resolved { addresses } => self.link.handle_input(link::Input::Resolved { addresses }, now),
-            Input::Dialed => self.link.handle_input(link::Input::Dialed, now),
+            Input::Dialed { address } => self.link.handle_input(link::Input::Dialed { address }, now),
+            Input::DialFailed { address, failure } => {
+                self.link.handle_input(link::Input::DialFailed { address, failure }, now);
+            }
             Input::Secured => self.link.handle_input(link::Input::Secured, now),
             Input::Upgraded { encoding, offers } => self.on_upgraded(encoding, offers, now),
+            Input::Redirected { endpoint } => self.link.handle_input(link::Input::Redirected { endpoint }, now),
             Input::Failed(failure) => self.on_failed(failure, now),
             Input::Received => self.link.handle_input(link::Input::Received, now),
             Input::Text(text) => self.tell(dialect::Input::Text(text), now),
@@ -254,7 +332,13 @@ impl Upstream {
                 self.tell(dialect::Input::Offers(&ours), now);
             }
             Input::Items(fetch, items) => self.tell(dialect::Input::Items(fetch, items), now),
-            Input::NetworkChanged => self.link.handle_input(link::Input::NetworkChanged, now),
+            Input::Network { usable, changed } => {
+                self.link.handle_input(link::Input::Network { usable, changed }, now);
+            }
+            Input::Probed { endpoint, ok } => self.link.handle_input(link::Input::Probed { endpoint, ok }, now),
+            Input::CredentialsUnchanged => self.link.handle_input(link::Input::CredentialsUnchanged, now),
+            Input::SourcesChanged => self.link.handle_input(link::Input::SourcesChanged, now),
+            Input::ClockSet => self.link.handle_input(link::Input::ClockSet, now),
             Input::Stop => self.link.handle_input(link::Input::Stop, now),
         }
         self.settle(now);
@@ -343,10 +427,11 @@ impl Upstream {
         match output {
             dialect::Output::Transmit { frame, purpose } => self.outputs.push_back(Output::Transmit { frame, purpose }),
             dialect::Output::Fetch(fetch) => self.outputs.push_back(Output::Fetch(fetch)),
-            dialect::Output::Greeted { name, server_now_ms: _ } => {
+            dialect::Output::Greeted { name, server_now_ms } => {
                 if let Some(live) = &mut self.session {
                     live.name = Some(name);
                 }
+                self.outputs.push_back(Output::ServerTime { now_ms: server_now_ms });
                 self.link.handle_input(link::Input::Greeted, now);
             }
             dialect::Output::Proved => self.link.handle_input(link::Input::Proved, now),
@@ -388,8 +473,12 @@ impl Upstream {
 
     fn on_link_output(&mut self, output: link::Output) {
         match output {
-            link::Output::Resolve { endpoint } => self.outputs.push_back(Output::Resolve { endpoint }),
+            link::Output::Resolve { endpoint, recheck } => {
+                self.outputs.push_back(Output::Resolve { endpoint, recheck });
+            }
             link::Output::Dial { address } => self.outputs.push_back(Output::Dial { address }),
+            link::Output::Probe { endpoint } => self.outputs.push_back(Output::Probe { endpoint }),
+            link::Output::Remedy { step } => self.outputs.push_back(Output::Remedy { step }),
             link::Output::Ping => self.outputs.push_back(Output::Ping),
             link::Output::Drop { close } => {
                 self.end_session();
@@ -440,10 +529,13 @@ impl Upstream {
             Output::Transmit { .. } | Output::Ping | Output::Fetch(_) => false,
             Output::Resolve { .. }
             | Output::Dial { .. }
+            | Output::Probe { .. }
+            | Output::Remedy { .. }
             | Output::Drop { .. }
             | Output::Acked { .. }
             | Output::Rejected { .. }
             | Output::Foreign { .. }
+            | Output::ServerTime { .. }
             | Output::Changed
             | Output::Event { .. }
             | Output::Command { .. }

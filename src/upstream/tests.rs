@@ -30,6 +30,7 @@ impl Script {
             session_age_s_max: 0,
             attempts_max: 0,
             endpoints_tls: vec![false, false],
+            ..link::Config::default()
         };
         let dialect = dialect::Config {
             window_records: 64,
@@ -83,7 +84,7 @@ impl Script {
         for _ in 0..10 {
             self.drain();
             let resolve = self.outputs.iter().find_map(|output| match output {
-                Output::Resolve { endpoint } => Some(*endpoint),
+                Output::Resolve { endpoint, .. } => Some(*endpoint),
                 _other => None,
             });
             if let Some(endpoint) = resolve {
@@ -102,7 +103,7 @@ impl Script {
         self.outputs.clear();
         self.tell(Input::Resolved { addresses: 1 });
         assert!(self.take(|output| matches!(output, Output::Dial { address: 0 })).is_some());
-        self.tell(Input::Dialed);
+        self.tell(Input::Dialed { address: 0 });
         let offers = self.offers.clone();
         self.tell(Input::Upgraded { encoding: Encoding::Json, offers: &offers });
         match self.sent().into_iter().next() {
@@ -193,6 +194,9 @@ fn greets_at_the_upgrade_sends_after_welcome_and_passes_acks_on() {
     script.welcome(0);
     assert!(script.upstream.is_up());
     assert_eq!(script.upstream.view().session.as_deref(), Some("s-1"));
+    let position = |wanted: fn(&Output) -> bool| script.outputs.iter().position(wanted).unwrap();
+    let told = position(|output| matches!(output, Output::ServerTime { now_ms: 1 }));
+    assert!(told < position(|output| matches!(output, Output::Transmit { .. })), "before the first records");
     assert_eq!(script.batches().iter().sum::<usize>(), 40);
     script.ack(40);
     assert!(script.outputs.contains(&Output::Acked { lane: lane(), epoch: 1, seq: 40 }));

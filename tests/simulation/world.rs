@@ -337,6 +337,7 @@ impl World {
             session_age_s_max: 0,
             attempts_max: 0,
             endpoints_tls: vec![false],
+            ..link::Config::default()
         };
         let dialect = dialect::Config {
             window_records: self.rng.u32(1..40),
@@ -412,7 +413,7 @@ impl World {
             let now = self.now;
             match work {
                 Work::Fetch(fetch) => {
-                    agent.outbox.handle_clock(Clock { boot: 1, boot_ms: now.as_millis(), wall_ms: None });
+                    agent.outbox.handle_clock(Clock { boot: 1, boot_ms: now.as_millis(), wall_ms: None, server_ms: None });
                     let mut items = agent.outbox.fetch(&fetch);
                     if self.mutant == Some(Mutant::ReusedSeq) {
                         swap_bodies(&mut items);
@@ -482,7 +483,8 @@ impl World {
                 }
                 Output::Drop { close } => self.drop_transport(close),
                 Output::GiveUp => return Err("gave up".into()),
-                Output::Changed | Output::Event { .. } | Output::Command { .. } => {}
+                Output::Probe { .. } | Output::Remedy { .. } => {}
+                Output::Changed | Output::Event { .. } | Output::Command { .. } | Output::ServerTime { .. } => {}
             }
         }
         Ok(())
@@ -542,9 +544,9 @@ impl World {
                 agent.transport = Transport::None;
                 if now < self.refuse_until {
                     let failure = Failure::new(Class::Refused, "refused");
-                    return agent.upstream.handle_input(Input::Failed(failure), now);
+                    return agent.upstream.handle_input(Input::DialFailed { address: 0, failure }, now);
                 }
-                agent.upstream.handle_input(Input::Dialed, now);
+                agent.upstream.handle_input(Input::Dialed { address: 0 }, now);
                 if agent.transport == Transport::None {
                     agent.transport = Transport::Upgrading(now + Duration::from_millis(self.rng.u64(0..100)));
                 }

@@ -32,6 +32,7 @@ fn random_config(rng: &mut Rng) -> Config {
         session_age_s_max: rng.u64(0..3) * 1000,
         attempts_max: 0,
         endpoints_tls: (0..rng.usize(1..4)).map(|_| rng.bool()).collect(),
+        ..Config::default()
     }
 }
 
@@ -39,7 +40,7 @@ fn random_config(rng: &mut Rng) -> Config {
 fn fitting_input(rng: &mut Rng, state: &str) -> Option<Input> {
     Some(match state {
         "resolving" => Input::Resolved { addresses: rng.u8(1..5) },
-        "dialing" => Input::Dialed,
+        "dialing" => Input::Dialed { address: 0 },
         "securing" => Input::Secured,
         "upgrading" => Input::Upgraded,
         "greeting" => Input::Greeted,
@@ -52,7 +53,7 @@ fn fitting_input(rng: &mut Rng, state: &str) -> Option<Input> {
 fn blind_input(rng: &mut Rng) -> Input {
     match rng.u8(0..13) {
         0 => Input::Resolved { addresses: rng.u8(..) },
-        1 => Input::Dialed,
+        1 => Input::Dialed { address: 0 },
         2 => Input::Secured,
         3 => Input::Upgraded,
         4 => Input::Greeted,
@@ -60,7 +61,7 @@ fn blind_input(rng: &mut Rng) -> Input {
         6 => Input::Received,
         7 => Input::PingFlushed,
         8 => Input::Pong,
-        9 => Input::NetworkChanged,
+        9 => Input::Network { usable: u16::MAX, changed: true },
         10 => Input::Retry {
             after_ms: rng.u64(..) >> rng.u32(0..64),
             spread_ms: rng.u64(..) >> rng.u32(0..64),
@@ -79,22 +80,13 @@ fn blind_input(rng: &mut Rng) -> Input {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "tests")]
 /// The server's word in an input, and the endpoint that it names.
 fn word_of(input: &Input) -> Option<(u64, Option<u8>)> {
     match input {
         Input::Retry { after_ms, endpoint, .. } => Some((*after_ms, *endpoint)),
         Input::Failed(failure) => failure.server_wait_ms.map(|after_ms| (after_ms, None)),
-        Input::Resolved { .. }
-        | Input::Dialed
-        | Input::Secured
-        | Input::Upgraded
-        | Input::Greeted
-        | Input::Proved
-        | Input::Received
-        | Input::PingFlushed
-        | Input::Pong
-        | Input::NetworkChanged
-        | Input::Stop => None,
+        _other => None,
     }
 }
 
@@ -141,7 +133,7 @@ fn random_life(seed: u64) -> (u64, u64) {
         assert!(rig.link.poll_timeout().is_some(), "seed {seed} step {step}: stuck in {}", rig.state());
         for output in outputs {
             match output {
-                Output::Resolve { endpoint } => {
+                Output::Resolve { endpoint, .. } => {
                     assert!(
                         rig.now >= bound[usize::from(endpoint)],
                         "seed {seed} step {step}: before the server's word"
@@ -151,6 +143,7 @@ fn random_life(seed: u64) -> (u64, u64) {
                 Output::Save(saved) => stables += u64::from(saved == Saved::default()),
                 Output::GiveUp => panic!("seed {seed} step {step}: gave up"),
                 Output::Dial { .. } | Output::Ping | Output::Drop { .. } | Output::Changed => {}
+                Output::Probe { .. } | Output::Remedy { .. } => {}
             }
         }
     }

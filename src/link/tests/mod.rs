@@ -24,6 +24,7 @@ fn config() -> Config {
         session_age_s_max: 0,
         attempts_max: 0,
         endpoints_tls: vec![true],
+        ..Config::default()
     }
 }
 
@@ -100,7 +101,13 @@ impl Rig {
 
     /// From an attempt just begun to a stage of the handshake, by name, over so many addresses.
     fn reach(&mut self, stage: &str, addresses: u8) {
-        let steps = [Input::Resolved { addresses }, Input::Dialed, Input::Secured, Input::Upgraded, Input::Greeted];
+        let steps = [
+            Input::Resolved { addresses },
+            Input::Dialed { address: 0 },
+            Input::Secured,
+            Input::Upgraded,
+            Input::Greeted,
+        ];
         for step in steps {
             if self.state() == stage {
                 return;
@@ -168,7 +175,7 @@ fn walks_the_handshake_in_order() {
     rig.attempt();
     let mut states = vec![rig.state()];
     assert_eq!(rig.input(Input::Resolved { addresses: 2 }), [Output::Dial { address: 0 }, Output::Changed]);
-    for input in [Input::Dialed, Input::Secured, Input::Upgraded, Input::Greeted] {
+    for input in [Input::Dialed { address: 0 }, Input::Secured, Input::Upgraded, Input::Greeted] {
         states.push(rig.state());
         assert_eq!(rig.input(input), [Output::Changed]);
     }
@@ -181,7 +188,7 @@ fn a_plain_endpoint_is_not_secured() {
     let mut rig = Rig::new(Config { endpoints_tls: vec![false], ..config() }, 1);
     rig.attempt();
     rig.reach("dialing", 1);
-    rig.input(Input::Dialed);
+    rig.input(Input::Dialed { address: 0 });
     assert_eq!(rig.state(), "upgrading");
 }
 
@@ -475,7 +482,9 @@ fn stops_at_once_in_every_state() {
         }
         assert_eq!(rig.input(Input::Stop), [Output::Drop { close: Some(1000) }, Output::Changed], "{stage}");
         assert_eq!((rig.state(), rig.link.poll_timeout()), ("stopped", None), "{stage}");
-        for late in [failed(Class::Reset), Input::Greeted, Input::NetworkChanged, Input::Stop] {
+        for late in
+            [failed(Class::Reset), Input::Greeted, Input::Network { usable: u16::MAX, changed: true }, Input::Stop]
+        {
             assert_eq!(rig.input(late), [], "{stage}");
         }
         rig.link.handle_timeout(rig.now + s(86_400));
@@ -528,7 +537,7 @@ fn the_view_shows_what_status_needs() {
     let mut rig = Rig::new(config(), 1);
     assert_eq!((rig.link.view().endpoint, rig.link.view().next_attempt), (None, Some(rig.now)));
     rig.connect();
-    rig.input(Input::NetworkChanged);
+    rig.input(Input::Network { usable: u16::MAX, changed: true });
     rig.input(Input::PingFlushed);
     rig.now = rig.now + ms(80);
     rig.input(Input::Pong);

@@ -50,7 +50,12 @@ fn a_restart_does_not_bypass_the_backoff() {
 fn a_damaged_saved_state_is_bounded() {
     for fresh_boot in [false, true] {
         let mut rig = Rig::new(config(), 1);
-        let saved = Saved { backoff_exponent: u8::MAX, slow_exponent: u8::MAX, not_before_boot_ms: u64::MAX };
+        let saved = Saved {
+            backoff_exponent: u8::MAX,
+            slow_exponent: u8::MAX,
+            not_before_boot_ms: u64::MAX,
+            ..Saved::default()
+        };
         rig.link = Link::new(rig.config.clone(), 1, Some(saved), fresh_boot, rig.now);
         assert!(rig.attempt() <= if fresh_boot { s(30) } else { s(7200) });
         rig.input(failed(Class::Refused));
