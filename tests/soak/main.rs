@@ -15,6 +15,7 @@ mod body;
 mod verdict;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -281,7 +282,7 @@ impl Watch {
                 now = held(pid, folder);
                 (now <= before).then_some(())
             });
-            assert!(found.is_some(), "{what}: {before} at the start, {now} at the end");
+            assert!(found.is_some(), "{what}: {before} at the start, {now} at the end: {:#?}", links(pid, folder));
         }
         self.assert_flat();
         pid
@@ -314,6 +315,12 @@ impl std::fmt::Display for Watch {
 /// Entries of a folder in /proc/PID.
 fn held(pid: u64, folder: &str) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/{folder}")).map_or(usize::MAX, Iterator::count)
+}
+
+/// What the entries of such a folder point to.
+fn links(pid: u64, folder: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/{folder}")).into_iter().flatten().flatten();
+    entries.map(|entry| std::fs::read_link(entry.path()).unwrap_or_else(|_| entry.path())).collect()
 }
 
 fn resident_kib(pid: u64) -> Option<u64> {
