@@ -8,13 +8,11 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use backhaul::config::{Config, Encoding};
 use support::agent::{self, Agent};
+use support::authority::Authority;
 use support::fault_server::{Act, Books, Fault, FaultServer};
 use support::producer::{Committed, Handed, Producer};
 use support::proxy::{Mode, Proxy};
@@ -437,52 +435,6 @@ fn a_port_that_refuses_is_tried_again() {
     path.put(20);
     path.proxy.set(Mode::Pass);
     path.assert_recovers();
-}
-
-/// A private certificate authority, made with the openssl command.
-struct Authority {
-    dir: PathBuf,
-}
-
-impl Authority {
-    fn new(dir: &Path, name: &str) -> Self {
-        let authority = Self { dir: dir.join(name) };
-        fs::create_dir(&authority.dir).unwrap();
-        let settings = "[req]\ndistinguished_name = dn\nx509_extensions = ca\n[dn]\n\
-            [ca]\nbasicConstraints = critical, CA:true\nkeyUsage = critical, keyCertSign\nsubjectKeyIdentifier = hash\n";
-        fs::write(authority.path("ca.cnf"), settings).unwrap();
-        let subject = format!("/CN=rig {name}");
-        authority.openssl(
-            &["req", "-x509", "-config", "ca.cnf", "-subj", &subject, "-days", "30", "-nodes"],
-            &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", "ca.key", "-out", "ca.pem"],
-        );
-        authority
-    }
-
-    /// A certificate and its key for a server of these names (`DNS:…,IP:…`).
-    fn issue(&self, name: &str, names: &str) -> (PathBuf, PathBuf) {
-        let file = |kind: &str| format!("{name}.{kind}");
-        let (key, request, certificate) = (file("key"), file("csr"), file("pem"));
-        fs::write(self.path("leaf.cnf"), format!("subjectAltName = {names}\n")).unwrap();
-        self.openssl(
-            &["req", "-new", "-config", "ca.cnf", "-subj", "/CN=server", "-nodes"],
-            &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", &key, "-out", &request],
-        );
-        self.openssl(
-            &["x509", "-req", "-in", &request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"],
-            &["-days", "30", "-extfile", "leaf.cnf", "-out", &certificate],
-        );
-        (self.path(&certificate), self.path(&key))
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.dir.join(file)
-    }
-
-    fn openssl(&self, what: &[&str], with: &[&str]) {
-        let output = Command::new("openssl").args(what).args(with).current_dir(&self.dir).output().unwrap();
-        assert!(output.status.success(), "openssl {what:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
 }
 
 /// Everything for one agent over TLS that trusts `authority`; not yet started.
