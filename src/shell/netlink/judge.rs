@@ -92,7 +92,8 @@ impl Sight {
                     Some(name) => interface.name == name,
                     None => !interface.loopback,
                 };
-                let able = |interface: &&Interface| interface.running && interface.addresses.iter().any(leaves_the_link);
+                let able =
+                    |interface: &&Interface| interface.running && interface.addresses.iter().any(leaves_the_link);
                 Self::Any(interfaces.iter().filter(leads).filter(able).cloned().collect())
             }
         }
@@ -141,9 +142,7 @@ fn begins(route: Route, bound: Option<&str>, interfaces: &[Interface]) -> Option
 fn leaves_the_link(address: &IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !address.is_link_local() && !address.is_loopback() && !address.is_unspecified(),
-        IpAddr::V6(address) => {
-            !address.is_unicast_link_local() && !address.is_loopback() && !address.is_unspecified()
-        }
+        IpAddr::V6(address) => !address.is_unicast_link_local() && !address.is_loopback() && !address.is_unspecified(),
     }
 }
 

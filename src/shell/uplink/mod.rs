@@ -137,7 +137,9 @@ impl Uplink {
         let clock_watch = clock::Watch::try_new(poll.registry(), CLOCK);
         let mut reactor = Reactor {
             network,
-            clock_watch: clock_watch.inspect_err(|error| warn!(target: "uplink", "clock not watched error={error}")).ok(),
+            clock_watch: clock_watch
+                .inspect_err(|error| warn!(target: "uplink", "clock not watched error={error}"))
+                .ok(),
             poll,
             upstream: Upstream::new(setup.upstream.clone(), clock::now()),
             resolver: Resolver::new(wake(&waker)),
