@@ -413,7 +413,12 @@ impl World {
             let now = self.now;
             match work {
                 Work::Fetch(fetch) => {
-                    agent.outbox.handle_clock(Clock { boot: 1, boot_ms: now.as_millis(), wall_ms: None, server_ms: None });
+                    agent.outbox.handle_clock(Clock {
+                        boot: 1,
+                        boot_ms: now.as_millis(),
+                        wall_ms: None,
+                        server_ms: None,
+                    });
                     let mut items = agent.outbox.fetch(&fetch);
                     if self.mutant == Some(Mutant::ReusedSeq) {
                         swap_bodies(&mut items);
