@@ -76,6 +76,50 @@ pub struct Link {
     pub rtt_ms: Option<f64>,
     /// `set` or `unset`.
     pub clock: String,
+    /// Of the certificates in use (ours, and the server's) the one that ends first; null without TLS.
+    #[serde(default)]
+    pub certificate: Option<Certificate>,
+}
+
+/// A certificate's end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// `client` or `server`.
+    pub of: String,
+    /// Its last second, as RFC 3339 writes it.
+    pub not_after: String,
+    /// Whole days until then, negative once it is over; null while the clock is not set.
+    pub days_left: Option<i64>,
+    /// It is time to renew it.
+    pub ends_soon: bool,
+}
+
+/// The same, as the uplink knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateView {
+    /// `client` or `server`.
+    pub of: &'static str,
+    /// As RFC 3339 writes it.
+    pub not_after: String,
+    /// Unix seconds.
+    pub not_after_s: u64,
+    /// From so many seconds before the end on it is time to renew it.
+    pub notice_s: u64,
+}
+
+impl CertificateView {
+    /// Relative to this wall time.
+    pub fn status(&self, wall_ms: Option<u64>) -> Certificate {
+        const DAY_S: i64 = 86_400;
+        let left_s =
+            wall_ms.map(|ms| i64::try_from(self.not_after_s).unwrap_or(i64::MAX).saturating_sub_unsigned(ms / 1000));
+        Certificate {
+            of: self.of.into(),
+            not_after: self.not_after.clone(),
+            days_left: left_s.map(|s| s.div_euclid(DAY_S)),
+            ends_soon: left_s.is_some_and(|s| s < i64::try_from(self.notice_s).unwrap_or(i64::MAX)),
+        }
+    }
 }
 
 /// Why the last attempt or session ended.
@@ -373,6 +417,7 @@ impl LinkView {
             backoff_ms: self.backoff_ms,
             rtt_ms: self.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
             clock: if clock_set { "set" } else { "unset" }.into(),
+            certificate: None,
         }
     }
 }

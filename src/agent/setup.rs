@@ -169,6 +169,8 @@ pub(super) fn uplink(
         },
         endpoints: upstream.endpoints.clone(),
         encodings: upstream.encodings.clone(),
+        no_proxy: upstream.no_proxy.clone(),
+        credential_timeout: Duration::from_millis(upstream.credential_timeout_ms),
         heartbeat: upstream.heartbeat,
         backoff_file: config.local.socket.with_file_name("backoff"),
         watchdog: set(lives),

@@ -108,6 +108,13 @@ impl Agent {
         child.wait().expect("our own child can be waited for");
     }
 
+    /// Sends it a signal.
+    pub fn signal(&mut self, signal: Signal) {
+        self.assert_runs();
+        let child = self.child.as_ref().expect("asserted to run");
+        kill_process(Pid::from_child(child), signal).expect("our own child takes a signal");
+    }
+
     /// SIGTERM; how it left, `None` when it had not within `deadline` (and was killed).
     pub fn term(&mut self, deadline: Duration) -> Option<ExitStatus> {
         self.assert_runs();

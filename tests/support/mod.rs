@@ -5,6 +5,7 @@
 //! even a killed test run leaves anything behind.
 
 pub mod agent;
+pub mod authority;
 pub mod fault_server;
 pub mod producer;
 pub mod proxy;
