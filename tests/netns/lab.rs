@@ -120,6 +120,7 @@ impl Lab {
         receiver.wait_listening();
         let mut config = agent::quick(&dir, &format!("ws://{UPSTREAM}:{}/v1", receiver.port()));
         config.upstream.endpoints[0].insecure = true;
+        config.log.level = "debug".into();
         change(&mut config);
         let mut agent = Agent::new(&dir, &config);
         agent.run_through(&gateway.enter());
