@@ -182,14 +182,25 @@ impl Link {
                 State::Resolving { .. } | State::Handshake(_) | State::Up(_) | State::Stopped => None,
             },
             backoff_ms: self.wait.as_millis() as u64,
-            rtt: match &self.state {
-                State::Up(session) => session.liveness.rtt(),
-                State::StartDelay { .. }
-                | State::Waiting { .. }
-                | State::Resolving { .. }
-                | State::Handshake(_)
-                | State::Stopped => None,
-            },
+            rtt: self.liveness().and_then(Liveness::rtt),
+            suspect: self.liveness().is_some_and(|liveness| liveness.misses() > 0),
+            quality: self.liveness().map(Liveness::quality).unwrap_or_default(),
+        }
+    }
+
+    /// When an answer of the session's far end is late (RFC 6298).
+    pub fn rto(&self) -> Option<Duration> {
+        self.liveness().and_then(Liveness::rto)
+    }
+
+    fn liveness(&self) -> Option<&Liveness> {
+        match &self.state {
+            State::Up(session) => Some(&session.liveness),
+            State::StartDelay { .. }
+            | State::Waiting { .. }
+            | State::Resolving { .. }
+            | State::Handshake(_)
+            | State::Stopped => None,
         }
     }
 
@@ -418,7 +429,7 @@ impl Link {
         let config = &self.config;
         let age_ms_max = config.session_age_s_max.saturating_mul(1000);
         let session = Session {
-            liveness: Liveness::new(&config.heartbeat, now),
+            liveness: Liveness::new(&config.heartbeat, self.borne(), now),
             proof: Proof::Young { until: now + Duration::from_millis(config.reconnect.stable_after_ms), proved: false },
             aged_at: (age_ms_max > 0).then(|| now + self.backoff.at_most(age_ms_max)),
         };
@@ -457,17 +468,35 @@ impl Link {
 
     fn on_life(&mut self, now: Instant, sign: fn(&mut Liveness, &Heartbeat, Instant)) {
         if let State::Up(session) = &mut self.state {
+            self.pending.changed |= session.liveness.misses() > 0;
             sign(&mut session.liveness, &self.config.heartbeat, now);
+            self.remember_borne();
+        }
+    }
+
+    /// The ping interval that the path to the endpoint in use bears.
+    fn borne(&self) -> u32 {
+        self.saved.intervals_ms.get(usize::from(self.endpoints.current())).copied().unwrap_or(0)
+    }
+
+    fn remember_borne(&mut self) {
+        let known = self.saved.intervals_ms.get_mut(usize::from(self.endpoints.current()));
+        if let (State::Up(session), Some(known)) = (&self.state, known) {
+            self.pending.save |= *known != session.liveness.borne();
+            *known = session.liveness.borne();
         }
     }
 
     fn on_pulse_timeout(&mut self, now: Instant) {
         let State::Up(session) = &mut self.state else { return };
-        match session.liveness.on_timeout(&self.config.heartbeat, now) {
+        let verdict = session.liveness.on_timeout(&self.config.heartbeat, now);
+        let misses = session.liveness.misses();
+        self.remember_borne();
+        match verdict {
             Verdict::Ping => {
-                let misses = session.liveness.misses();
                 if misses > 0 {
                     debug!(target: "link", "suspect misses={misses}");
+                    self.pending.changed = true;
                 }
                 self.pending.action = Some(Output::Ping);
             }

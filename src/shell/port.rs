@@ -105,6 +105,9 @@ pub struct ForOutbox {
     pub rejected: BTreeMap<(LaneName, Epoch, Seq), Refusal>,
     /// Numberings that are not ours.
     pub foreign: Vec<(LaneName, Epoch)>,
+    /// A connection is about to begin: the uplink waits for the offers to name, and for
+    /// [`ForUplink::offers_prepared`].
+    pub prepare_offers: bool,
     /// The agent is about to leave: no commit is held back any more.
     pub hurry: bool,
     /// Put everything on flash and leave.
@@ -125,6 +128,7 @@ impl ForOutbox {
             && self.fetches.is_empty()
             && self.rejected.is_empty()
             && self.foreign.is_empty()
+            && !self.prepare_offers
             && !self.hurry
             && !self.stop
     }
@@ -137,6 +141,8 @@ pub struct ForUplink {
     pub offers: Vec<Offer>,
     /// `offers` changed since the uplink looked.
     pub offers_changed: bool,
+    /// They are as a connection that begins now may name them.
+    pub offers_prepared: bool,
     /// Answers to fetches.
     pub items: Vec<(Fetch, Vec<Item>)>,
     /// Leave.

@@ -4,7 +4,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use std::{fmt, mem};
 
 use log::{debug, info, trace, warn};
 use mio::{Events, Poll, Token, Waker};
+use serde::Serialize;
 
 use super::board::Board;
 use super::clock;
@@ -49,10 +50,14 @@ pub struct Setup {
     pub endpoints: Vec<Endpoint>,
     /// Offered in this order.
     pub encodings: Vec<Encoding>,
+    /// A lane lets live records go ahead of its backlog: the outbox is asked what to offer before a session begins.
+    pub live: bool,
     /// When a silent connection is dead, for the kernel too.
     pub heartbeat: Heartbeat,
     /// Where the backoff is kept: `backoff` in the local socket's folder.
     pub backoff_file: PathBuf,
+    /// Where the bytes of the day are kept, beside it. `upstream.cap` gives way to what it says.
+    pub day_file: PathBuf,
     /// Called in each turn of the loop: a sign of life for the watchdog. Waking the port makes a turn.
     pub watchdog: Hook,
     /// Called after [`Board::link`] has changed.
@@ -115,6 +120,9 @@ impl Uplink {
             setup.upstream.saved = Some(saved);
             setup.upstream.fresh_boot = !this_boot;
         }
+        if let Some((day, true)) = saved::read(&setup.day_file) {
+            setup.upstream.cap = setup.upstream.cap.with(day);
+        }
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         let port = Port::with_wake(wake(&waker));
@@ -139,10 +147,12 @@ impl Uplink {
             address: 0,
             dialing: false,
             transport: Transport::None,
+            upgraded: None,
             ready: false,
             offered: false,
             meter: Rc::new(Meter::default()),
             wire: status::Wire::default(),
+            counted: 0,
             commands: 0,
             view_is_stale: true,
             was_up: false,
@@ -203,6 +213,8 @@ struct Reactor {
     address: u8,
     dialing: bool,
     transport: Transport,
+    /// The upgrade is through, and the core hears of it when the outbox has prepared what to offer.
+    upgraded: Option<Option<Encoding>>,
     /// The socket may have something for us, or take something.
     ready: bool,
     /// The outbox has said what it holds. A `hello` before that would name nothing, and the session end at once.
@@ -210,6 +222,8 @@ struct Reactor {
     meter: Rc<Meter>,
     /// As pinned last.
     wire: status::Wire,
+    /// All bytes, as told last.
+    counted: u64,
     /// Commands received since the start.
     commands: u64,
     view_is_stale: bool,
@@ -236,6 +250,7 @@ impl Reactor {
             self.perform();
         }
         self.flush();
+        self.count();
         self.publish();
         self.exit
     }
@@ -282,10 +297,11 @@ impl Reactor {
     }
 
     fn take_from_port(&mut self) {
-        let (offers, items, stop) = {
+        let (offers, items, prepared, stop) = {
             let mut port = self.port.lock();
             let changed = mem::take(&mut port.offers_changed);
-            (changed.then(|| port.offers.clone()), mem::take(&mut port.items), port.stop)
+            let prepared = mem::take(&mut port.offers_prepared);
+            (changed.then(|| port.offers.clone()), mem::take(&mut port.items), prepared, port.stop)
         };
         if stop {
             self.tell(Input::Stop);
@@ -294,6 +310,9 @@ impl Reactor {
         }
         for (fetch, items) in items {
             self.tell(Input::Items(&fetch, items));
+        }
+        if let Some(encoding) = self.upgraded.take_if(|_| prepared) {
+            self.begin_session(encoding);
         }
         if let Some(offers) = offers {
             self.offered = true;
@@ -325,16 +344,31 @@ impl Reactor {
                 }
                 Ok(Progress::Upgraded(open, encoding)) => {
                     self.transport = Transport::Open(open);
-                    let offers = {
-                        let mut port = self.port.lock();
-                        port.offers_changed = false;
-                        port.offers.clone()
-                    };
-                    self.tell(Input::Upgraded { encoding, offers: &offers });
+                    self.on_upgraded(encoding);
                 }
                 Err(failure) => self.fail(failure),
             }
         }
+    }
+
+    /// Where lanes may go on in a new epoch, the outbox is asked first: `hello` names all that the session carries.
+    fn on_upgraded(&mut self, encoding: Option<Encoding>) {
+        if self.setup.live {
+            self.port.lock().offers_prepared = false;
+            self.upgraded = Some(encoding);
+            self.outbox.give(|outbox| outbox.prepare_offers = true);
+        } else {
+            self.begin_session(encoding);
+        }
+    }
+
+    fn begin_session(&mut self, encoding: Option<Encoding>) {
+        let offers = {
+            let mut port = self.port.lock();
+            port.offers_changed = false;
+            port.offers.clone()
+        };
+        self.tell(Input::Upgraded { encoding, offers: &offers });
     }
 
     fn read(&mut self) {
@@ -371,8 +405,8 @@ impl Reactor {
                 true
             }
             Incoming::Ping => false,
-            Incoming::Pong => {
-                self.tell(Input::Pong);
+            Incoming::Pong(payload) => {
+                self.tell(Input::Pong(&payload));
                 self.view_is_stale = true;
                 false
             }
@@ -425,9 +459,12 @@ impl Reactor {
                     open.send(frame, purpose);
                 }
             }
-            Output::Ping => {
+            Output::Ping { counter } => {
                 if let Transport::Open(open) = &mut self.transport {
-                    open.ping()?;
+                    match counter {
+                        Some(counter) => open.ping_behind(counter.to_string()),
+                        None => open.ping()?,
+                    }
                 }
             }
             Output::Drop { close } => {
@@ -455,6 +492,7 @@ impl Reactor {
                 trace!(target: "uplink", "command without subscriber seq={seq} topic={topic:?}");
             }
             Output::Save(saved) => self.save(saved),
+            Output::SaveDay(saved) => keep(&self.setup.day_file, saved),
             Output::GiveUp => self.exit = Some(Exit::GaveUp),
         }
         Ok(())
@@ -479,6 +517,7 @@ impl Reactor {
     }
 
     fn drop_transport(&mut self, close: Option<u16>) {
+        self.upgraded = None;
         self.dialing = false;
         match (mem::take(&mut self.transport), close) {
             (Transport::Open(open), Some(code)) => open.close(code),
@@ -488,15 +527,24 @@ impl Reactor {
     }
 
     fn save(&mut self, saved: Saved) {
-        if let Err(error) = saved::write(&self.setup.backoff_file, saved) {
-            let path = self.setup.backoff_file.display();
-            debug!(target: "uplink", "backoff not kept path={path} error={error}");
+        keep(&self.setup.backoff_file, saved);
+    }
+
+    /// Tells the core what the meter shows.
+    fn count(&mut self) {
+        let wire = self.meter.wire();
+        let bytes = wire.bytes_sent + wire.bytes_received;
+        if bytes != mem::replace(&mut self.counted, bytes) {
+            self.tell(Input::Wire(bytes));
+            // What that allows again goes out.
+            self.flush();
         }
     }
 
     /// Pins to the board what has changed.
     fn publish(&mut self) {
-        let wire = self.meter.wire();
+        let mut wire = self.meter.wire();
+        (wire.day_bytes, wire.capped) = self.upstream.day();
         if wire != mem::replace(&mut self.wire, wire) {
             *self.board.wire.lock() = wire;
         }
@@ -513,6 +561,13 @@ impl Reactor {
         self.was_up = is_up;
         *self.board.link.lock() = view;
         (self.setup.link_changed)();
+    }
+}
+
+/// A hint for the next process: it is no fault where it cannot be kept.
+fn keep<T: Serialize>(file: &Path, saved: T) {
+    if let Err(error) = saved::write(file, saved) {
+        debug!(target: "uplink", "not kept path={} error={error}", file.display());
     }
 }
 
