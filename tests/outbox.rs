@@ -181,7 +181,7 @@ impl World {
     /// A connection is about to begin, long after anything was put.
     fn begin_live(&mut self) {
         let logs = self.outbox().offers().len();
-        self.outbox().handle_clock(Clock { boot: 2, boot_ms: 1, wall_ms: None });
+        self.outbox().handle_clock(Clock { boot: 2, boot_ms: 1, wall_ms: None, server_ms: None });
         let begun = self.outbox().begin_live().len();
         let now = self.outbox().offers().len();
         assert!(begun == 0 || now == 2, "two of this cause at most: {logs} logs, then {now}");

@@ -121,7 +121,7 @@ fn draft(text: &str) -> Draft {
 
 /// So many seconds after the drafts were handed in, in the same boot.
 fn later(s: u64) -> Clock {
-    Clock { boot: 1, boot_ms: 100_000 + s * 1000, wall_ms: None }
+    Clock { boot: 1, boot_ms: 100_000 + s * 1000, wall_ms: None, server_ms: None }
 }
 
 fn texts(items: &[Item]) -> Vec<String> {
@@ -243,7 +243,7 @@ fn time_that_nobody_measured_does_not_age() {
     bench.put(draft("set"));
     bench.put(Draft { at: None, ..draft("unset") });
     let mut bench = bench.power_cut();
-    let another_boot = |wall_ms| Clock { boot: 2, boot_ms: 1 << 40, wall_ms };
+    let another_boot = |wall_ms| Clock { boot: 2, boot_ms: 1 << 40, wall_ms, server_ms: None };
     bench.outbox.handle_clock(another_boot(None));
     assert_eq!(texts(&bench.fetch(1)), ["set", "unset"]);
     bench.outbox.handle_clock(another_boot(Some(SET_MS + 59_999)));

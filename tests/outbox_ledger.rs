@@ -89,7 +89,7 @@ impl World {
             machine: String::new(),
         };
         let boot_at = CLOCK_SET_FLOOR_MS + 1_000_000_000;
-        let clock = Clock { boot: 1, boot_ms: 5000, wall_ms: Some(boot_at + 5000) };
+        let clock = Clock { boot: 1, boot_ms: 5000, wall_ms: Some(boot_at + 5000), server_ms: None };
         let mut world = Self {
             rng,
             config,

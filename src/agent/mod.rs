@@ -56,6 +56,7 @@ pub fn run(config: Config, options: Options) -> ExitCode {
         Ok(lock) => lock,
         Err(code) => return code,
     };
+    clock::learn_floor(&config.outbox.dir, &config.local.socket.with_file_name("backoff"));
     let process = Process::new();
     let mut agent = Agent {
         crew: None,

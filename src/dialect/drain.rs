@@ -245,9 +245,8 @@ impl Drain {
         }
         while worth.fits(room) {
             let in_turn = (0..self.cursors.len()).map(|step| (self.turn_to_ask + step) % self.cursors.len());
-            let asks = |index: &usize| {
-                self.cursors[*index].wants_fetch() && !held[*index] && self.shares.may_ask(*index)
-            };
+            let asks =
+                |index: &usize| self.cursors[*index].wants_fetch() && !held[*index] && self.shares.may_ask(*index);
             let Some(index) = in_turn.into_iter().find(asks) else { break };
             // About a second's worth, where there is a pace: a lane that comes later waits no longer.
             let limit = batch.min(self.pace.in_a_second()).min(room);

@@ -79,7 +79,8 @@ impl Lane {
             }
             records += 1;
             bytes += draft.wire_bytes();
-            items.push(Item::Record(Record { seq: at - base, at: draft.at, topic: draft.topic, body: draft.body }));
+            let stamp = io.clock.map_or(draft.at, |clock| clock.at(&draft));
+            items.push(Item::Record(Record { seq: at - base, at: stamp, topic: draft.topic, body: draft.body }));
             at += 1;
         }
         if !items.is_empty() {
@@ -113,7 +114,7 @@ impl Lane {
         match self.cursor.records.get(index) {
             Some(Slot::Intact(draft)) => {
                 let draft = draft.clone();
-                self.cursor.oldest_at = draft.at;
+                self.cursor.oldest_at = io.clock.map_or(draft.at, |clock| clock.at(&draft));
                 Some(draft)
             }
             Some(Slot::Damaged(_)) | None => {

@@ -1,8 +1,41 @@
-//! The clocks. Timers use `CLOCK_BOOTTIME`, which no one can set and which counts suspend; wall time is data.
+//! The clocks. Timers use `CLOCK_BOOTTIME`, which no one can set and which counts suspend (oxidezap/whatsapp-rust#1376,
+//! xmidt-org/parodus#371); wall time is data, and known only from a floor on: a gateway without a battery starts in
+//! 1970, or where it was switched off.
 
-use rustix::time::{ClockId, clock_gettime};
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use rustix::io::Errno;
+use rustix::time::{
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
+    timerfd_settime,
+};
 
 use crate::time::{CLOCK_SET_FLOOR_MS, Instant};
+
+/// When this program was built, Unix ms.
+const BUILD_MS: u64 = match u64::from_str_radix(env!("BACKHAUL_BUILD_S"), 10) {
+    Ok(s) => s.saturating_mul(1000),
+    Err(_) => 0,
+};
+
+const YEAR_MS: u64 = 365 * 86_400_000;
+
+/// How long after its build a program may run, at most: a later time is a mistake, and must not become the floor.
+const LIFE_MS_MAX: u64 = 20 * YEAR_MS;
+
+/// What no time before can be now, Unix ms.
+static FLOOR_MS: AtomicU64 = AtomicU64::new(floor_of_build());
+
+const fn floor_of_build() -> u64 {
+    if BUILD_MS > CLOCK_SET_FLOOR_MS { BUILD_MS } else { CLOCK_SET_FLOOR_MS }
+}
 
 /// Now, on the boot clock.
 pub fn now() -> Instant {
@@ -18,6 +51,75 @@ pub fn wall_ms() -> u64 {
 
 /// Wall time in ms, or `None` while the clock is evidently not set.
 pub fn wall_ms_if_set() -> Option<u64> {
-    let ms = wall_ms();
-    (ms >= CLOCK_SET_FLOOR_MS).then_some(ms)
+    Some(wall_ms()).filter(|ms| *ms >= floor_ms())
+}
+
+/// Whether this can be the time now: neither before the floor nor when nobody runs this program any more.
+pub fn is_plausible(ms: u64) -> bool {
+    (floor_ms()..floor_of_build().saturating_add(LIFE_MS_MAX)).contains(&ms)
+}
+
+fn floor_ms() -> u64 {
+    FLOOR_MS.load(Ordering::Relaxed)
+}
+
+/// Time has passed since these were written, the files in the folder and the one file (arendst/Tasmota#9757): nothing
+/// more is written for it. Called at the start.
+pub fn learn_floor(folder: &Path, file: &Path) {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.metadata());
+    let newest = files.chain([fs::metadata(file)]).flatten().filter(Metadata::is_file).filter_map(written_ms).max();
+    if let Some(ms) = newest.filter(|ms| is_plausible(*ms)) {
+        FLOOR_MS.fetch_max(ms, Ordering::Relaxed);
+    }
+}
+
+fn written_ms(metadata: Metadata) -> Option<u64> {
+    let since = metadata.modified().ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_millis()).ok()
+}
+
+/// Becomes readable when the wall clock reaches the floor, by itself or because someone set it: no polling.
+pub struct Watch {
+    timer: OwnedFd,
+    was_set: bool,
+}
+
+impl Watch {
+    /// A watch over the wall clock.
+    pub fn try_new(registry: &Registry, token: Token) -> io::Result<Self> {
+        let timer = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        registry.register(&mut SourceFd(&timer.as_raw_fd()), token, Interest::READABLE)?;
+        let mut watch = Self { timer, was_set: false };
+        watch.was_set = watch.arm()?;
+        Ok(watch)
+    }
+
+    /// The timer is readable: someone set the clock, or it has reached the floor. True when the time has just become known.
+    pub fn on_ready(&mut self) -> bool {
+        // ECANCELED where someone set the clock; what it says now is all that counts.
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        let is_set = self.arm().unwrap_or_else(|_| wall_ms_if_set().is_some());
+        is_set && !std::mem::replace(&mut self.was_set, is_set)
+    }
+
+    /// Waits for the floor, or where it is passed for a step alone; says whether the clock is set.
+    fn arm(&self) -> io::Result<bool> {
+        loop {
+            let (set_ms, wall_ms) = (wall_ms_if_set(), wall_ms());
+            let due_ms = if set_ms.is_some() { wall_ms.saturating_add(YEAR_MS) } else { floor_ms() };
+            let tv_nsec = (due_ms % 1000 * 1_000_000) as _;
+            let at = Itimerspec {
+                it_interval: Timespec::default(),
+                it_value: Timespec { tv_sec: (due_ms / 1000) as i64, tv_nsec },
+            };
+            match timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET, &at) {
+                // Armed, but the clock was set meanwhile.
+                Ok(_) | Err(Errno::CANCELED) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if wall_ms_if_set().is_some() == set_ms.is_some() {
+                return Ok(set_ms.is_some());
+            }
+        }
+    }
 }

@@ -7,6 +7,7 @@ pub mod disk;
 pub mod entropy;
 pub mod lifetime;
 pub mod local;
+pub mod netlink;
 pub mod notify;
 pub mod outbox;
 pub mod port;

@@ -12,6 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::outbox::Draft;
 use crate::record::{Epoch, Fetch, Item, LaneName, Offer, Seq};
+use crate::time::Instant;
 
 /// Bytes of topic and body waiting for the outbox thread, at most; a put is taken while the sum is below it.
 pub const PUTS_BYTES_MAX: usize = 1 << 20;
@@ -108,6 +109,8 @@ pub struct ForOutbox {
     /// A connection is about to begin: the uplink waits for the offers to name, and for
     /// [`ForUplink::offers_prepared`].
     pub prepare_offers: bool,
+    /// The upstream's time in Unix ms, and when it was told: read with the fetches that follow it.
+    pub server_time: Option<(u64, Instant)>,
     /// The agent is about to leave: no commit is held back any more.
     pub hurry: bool,
     /// Put everything on flash and leave.

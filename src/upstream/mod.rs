@@ -207,6 +207,11 @@ pub enum Output {
         /// The epoch that is not ours.
         epoch: Epoch,
     },
+    /// Tell the outbox the upstream's time: it stamps records while the own clock is not set.
+    ServerTime {
+        /// Unix ms.
+        now_ms: u64,
+    },
     /// For status and the log: read the state from [`Upstream::view`].
     Changed,
     /// Worth a record on topic `$event` and a warning.
@@ -492,10 +497,11 @@ impl Upstream {
             dialect::Output::Transmit { frame, purpose } => self.outputs.push_back(Output::Transmit { frame, purpose }),
             dialect::Output::Ping(counter) => self.outputs.push_back(Output::Ping { counter: Some(counter) }),
             dialect::Output::Fetch(fetch) => self.outputs.push_back(Output::Fetch(fetch)),
-            dialect::Output::Greeted { name, server_now_ms: _ } => {
+            dialect::Output::Greeted { name, server_now_ms } => {
                 if let Some(live) = &mut self.session {
                     live.name = Some(name);
                 }
+                self.outputs.extend(server_now_ms.map(|now_ms| Output::ServerTime { now_ms }));
                 self.link.handle_input(link::Input::Greeted, now);
             }
             dialect::Output::Proved => self.link.handle_input(link::Input::Proved, now),
@@ -599,6 +605,7 @@ impl Upstream {
             | Output::Acked { .. }
             | Output::Rejected { .. }
             | Output::Foreign { .. }
+            | Output::ServerTime { .. }
             | Output::Changed
             | Output::Event { .. }
             | Output::Command { .. }

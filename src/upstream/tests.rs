@@ -195,6 +195,9 @@ fn greets_at_the_upgrade_sends_after_welcome_and_passes_acks_on() {
     script.welcome(0);
     assert!(script.upstream.is_up());
     assert_eq!(script.upstream.view().session.as_deref(), Some("s-1"));
+    let position = |wanted: fn(&Output) -> bool| script.outputs.iter().position(wanted).unwrap();
+    let told = position(|output| matches!(output, Output::ServerTime { now_ms: 1 }));
+    assert!(told < position(|output| matches!(output, Output::Transmit { .. })), "before the first records");
     assert_eq!(script.batches().iter().sum::<usize>(), 40);
     script.ack(40);
     assert!(script.outputs.contains(&Output::Acked { lane: lane(), epoch: 1, seq: 40 }));
@@ -219,7 +222,8 @@ fn nothing_of_a_session_outlives_it() {
     script.upstream.handle_input(Input::Text(&text), script.now);
     script.upstream.handle_input(Input::Failed(Failure::new(Class::Reset, "gone")), script.now);
     script.drain();
-    let of_the_session = |output: &Output| matches!(output, Output::Fetch(_) | Output::Transmit { .. } | Output::Ping { .. });
+    let of_the_session =
+        |output: &Output| matches!(output, Output::Fetch(_) | Output::Transmit { .. } | Output::Ping { .. });
     assert!(script.take(of_the_session).is_none());
     assert_eq!(script.upstream.view().session, None);
     // Its answer comes late, and means nothing to the next session.

@@ -256,7 +256,9 @@ impl Agent {
                     self.hang_up(conn);
                 }
                 Output::Proved | Output::Forgotten { .. } => {}
-                Output::Ping(_) | Output::Command { .. } | Output::Retry { .. } => return Err(format!("never asked for: {output:?}")),
+                Output::Ping(_) | Output::Command { .. } | Output::Retry { .. } => {
+                    return Err(format!("never asked for: {output:?}"));
+                }
             }
         }
         Ok(())

@@ -415,7 +415,12 @@ impl World {
             let now = self.now;
             match work {
                 Work::Fetch(fetch) => {
-                    agent.outbox.handle_clock(Clock { boot: 1, boot_ms: now.as_millis(), wall_ms: None });
+                    agent.outbox.handle_clock(Clock {
+                        boot: 1,
+                        boot_ms: now.as_millis(),
+                        wall_ms: None,
+                        server_ms: None,
+                    });
                     let mut items = agent.outbox.fetch(&fetch);
                     if self.mutant == Some(Mutant::ReusedSeq) {
                         swap_bodies(&mut items);
@@ -486,7 +491,7 @@ impl World {
                 Output::Drop { close } => self.drop_transport(close),
                 Output::GiveUp => return Err("gave up".into()),
                 Output::Probe { .. } | Output::Remedy { .. } | Output::SaveDay(_) => {}
-                Output::Changed | Output::Event { .. } | Output::Command { .. } => {}
+                Output::Changed | Output::Event { .. } | Output::Command { .. } | Output::ServerTime { .. } => {}
             }
         }
         Ok(())

@@ -80,7 +80,8 @@ impl Weak {
                     self.batch_bytes_max = self.batch_bytes_max.max(frame.bytes_len());
                     let cost = frame.bytes_len() as u64 + FRAME_COST;
                     self.bytes += cost;
-                    self.free = self.free.max(self.now) + Duration::from_micros(cost * 1_000_000 / self.path.bytes_per_s);
+                    self.free =
+                        self.free.max(self.now) + Duration::from_micros(cost * 1_000_000 / self.path.bytes_per_s);
                     if self.path.loss > 0 && self.random.u32(..self.path.loss) == 0 {
                         self.free = self.free + self.path.round_trip * 2 + Duration::from_millis(200);
                     }
@@ -178,7 +179,8 @@ fn the_ack_timeout_grows_with_the_path_and_only_so_far() {
 fn what_the_day_does_not_allow_stays_and_exempt_lanes_go_on() {
     let exempt = LaneConfig { name: lane("alarm"), weight: 1, live_permille: 0, cap_exempt: true };
     let config = Config { lanes: vec![exempt], ..config() };
-    let greeting = Greeting { capped: true, ..greeting(vec![offer("alarm", 1, 3), offer("log", 1, 50)], Encoding::Json) };
+    let greeting =
+        Greeting { capped: true, ..greeting(vec![offer("alarm", 1, 3), offer("log", 1, 50)], Encoding::Json) };
     let mut rig = Rig::of(config, greeting);
     rig.outputs();
     rig.hears(&ServerMessage::Welcome(welcome()));

@@ -77,6 +77,7 @@ pub fn run<D: Disk>(outbox: Outbox<D>, setup: Setup) {
         measured: None,
         stale: false,
         lost: 0,
+        server_ahead_ms: None,
     };
     keeper.publish(Vec::new(), false);
     keeper.spend(clock::now());
@@ -111,6 +112,8 @@ struct Keeper<D: Disk> {
     stale: bool,
     /// Records given up so far, as shown last.
     lost: u64,
+    /// How far the upstream's time was ahead of the boot clock at the last `welcome`.
+    server_ahead_ms: Option<u64>,
 }
 
 /// A put that waits for its lane's commit.
@@ -166,7 +169,12 @@ impl<D: Disk> Keeper<D> {
             (self.setup.event)(kind, &detail);
         }
         let (boot, boot_ms) = (self.setup.boot, now.as_millis());
-        self.outbox.handle_clock(Clock { boot, boot_ms, wall_ms: clock::wall_ms_if_set() });
+        let wall_ms = clock::wall_ms_if_set();
+        if let Some((server_ms, at)) = self.load.server_time.take() {
+            self.server_ahead_ms = server_ms.checked_sub(at.as_millis()).filter(|_| clock::is_plausible(server_ms));
+        }
+        let server_ms = self.server_ahead_ms.map(|ahead_ms| ahead_ms.saturating_add(boot_ms));
+        self.outbox.handle_clock(Clock { boot, boot_ms, wall_ms, server_ms });
         let items = self.fetch(&mut outcomes);
         self.publish(items, prepare);
         self.show(now);

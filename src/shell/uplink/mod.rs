@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::board::Board;
 use super::clock;
+use super::netlink::{News, Watch};
 use super::port::{ForOutbox, ForUplink, Port, Refusal};
 use super::resolver::{ADDRESSES_MAX, Resolver};
 use super::saved;
@@ -31,6 +32,8 @@ use crate::upstream::{self, Input, Output, Upstream};
 
 const WAKE: Token = Token(0);
 const UPSTREAM: Token = Token(1);
+const NETWORK: Token = Token(usize::MAX - 1);
+const CLOCK: Token = Token(usize::MAX);
 
 /// Messages taken in one turn of the loop, at most: pings, timers and the outbox get their turn between them.
 const MESSAGES_PER_TURN_MAX: usize = 64;
@@ -137,7 +140,14 @@ impl Uplink {
     /// Runs until told to stop, on the calling thread. The first attempt waits for the first offers.
     pub fn run(self, outbox: Arc<Port<ForOutbox>>, board: Arc<Board>) -> Exit {
         let Self { poll, waker, port, reaches, setup } = self;
+        let mut network = Watch::new(poll.registry(), NETWORK);
+        network.set_places(reaches.iter().map(place), clock::now());
+        let clock_watch = clock::Watch::try_new(poll.registry(), CLOCK);
         let mut reactor = Reactor {
+            network,
+            clock_watch: clock_watch
+                .inspect_err(|error| warn!(target: "uplink", "clock not watched error={error}"))
+                .ok(),
             poll,
             upstream: Upstream::new(setup.upstream.clone(), clock::now()),
             resolver: Resolver::new(wake(&waker)),
@@ -185,6 +195,12 @@ fn reach(endpoint: &Endpoint, setup: &Setup) -> io::Result<Reach> {
     })
 }
 
+/// What the network's watch has to know of an endpoint.
+fn place(reach: &Reach) -> (Option<&str>, &str, u16) {
+    let interface = Some(reach.endpoint.interface.as_str()).filter(|name| !name.is_empty());
+    (interface, &reach.target.host, reach.target.port)
+}
+
 fn wake(waker: &Arc<Waker>) -> impl Fn() + Send + Sync + 'static {
     let waker = Arc::clone(waker);
     // It can only fail for want of kernel memory; the next one to wake tries again.
@@ -202,6 +218,8 @@ enum Transport {
 
 struct Reactor {
     poll: Poll,
+    network: Watch,
+    clock_watch: Option<clock::Watch>,
     upstream: Upstream,
     resolver: Resolver,
     /// Of the last resolution.
@@ -241,6 +259,9 @@ impl Reactor {
         (self.setup.watchdog)();
         self.take_answer();
         self.take_from_port();
+        if let Some(News { usable, changed }) = self.network.look(clock::now()) {
+            self.tell(Input::Network { usable, changed });
+        }
         if mem::take(&mut self.ready) {
             self.drive();
         }
@@ -257,11 +278,19 @@ impl Reactor {
 
     /// Sleeps until something happens or is due.
     fn wait(&mut self, events: &mut Events) {
-        let deadline = self.upstream.poll_timeout().filter(|_| self.offered);
-        let timeout = if self.ready { Some(Duration::ZERO) } else { deadline.map(|(at, _)| at.since(clock::now())) };
-        match self.poll.poll(events, timeout) {
-            Ok(()) => self.ready |= events.iter().any(|event| event.token() == UPSTREAM),
-            Err(error) => assert_eq!(error.kind(), ErrorKind::Interrupted, "our own epoll: {error}"),
+        let deadline = self.upstream.poll_timeout().filter(|_| self.offered).map(|(at, _)| at);
+        let deadline = deadline.into_iter().chain(self.network.poll_timeout()).min();
+        let timeout = if self.ready { Some(Duration::ZERO) } else { deadline.map(|at| at.since(clock::now())) };
+        if let Err(error) = self.poll.poll(events, timeout) {
+            assert_eq!(error.kind(), ErrorKind::Interrupted, "our own epoll: {error}");
+            return;
+        }
+        for event in events.iter() {
+            match event.token() {
+                NETWORK => self.network.on_ready(clock::now()),
+                CLOCK => self.on_clock(),
+                token => self.ready |= token == UPSTREAM,
+            }
         }
     }
 
@@ -278,6 +307,14 @@ impl Reactor {
 
     // What comes in.
 
+    fn on_clock(&mut self) {
+        if self.clock_watch.as_mut().is_some_and(clock::Watch::on_ready) {
+            info!(target: "uplink", "the clock is set");
+            self.tell(Input::ClockSet);
+        }
+        self.view_is_stale = true;
+    }
+
     fn take_answer(&mut self) {
         if let Some(answer) = self.resolver.take() {
             self.on_answer(answer);
@@ -289,6 +326,7 @@ impl Reactor {
         let input = match answer {
             Ok(addresses) => {
                 self.addresses = addresses;
+                self.network.learn(self.endpoint, &self.addresses, clock::now());
                 Input::Resolved { addresses: u8::try_from(self.addresses.len()).unwrap_or(u8::MAX) }
             }
             Err(failure) => Input::Failed(failure),
@@ -481,6 +519,10 @@ impl Reactor {
                 self.outbox.give(|outbox| outbox.rejected.insert((lane, epoch, seq), refusal));
             }
             Output::Foreign { lane, epoch } => self.outbox.give(|outbox| outbox.foreign.push((lane, epoch))),
+            Output::ServerTime { now_ms } => {
+                let told = Some((now_ms, clock::now()));
+                self.outbox.lock().server_time = told;
+            }
             Output::Changed => self.view_is_stale = true,
             Output::Event { kind, detail } => {
                 warn!(target: "uplink", "event kind={kind} detail={detail:?}");
