@@ -196,7 +196,7 @@ fn dialect_lane(lane: &config::Lane) -> dialect::LaneConfig {
     dialect::LaneConfig {
         name: lane.name.clone(),
         weight: lane.weight,
-        live_permille: (lane.live_share * 1000.0) as u32,
+        live_permille: ((lane.live_share * 1000.0).ceil() as u32).min(999),
         cap_exempt: lane.cap_exempt,
     }
 }
