@@ -35,5 +35,8 @@ pub mod time;
 pub mod upstream;
 
 #[cfg(test)]
+#[path = "../tests/support/authority.rs"]
+mod authority;
+#[cfg(test)]
 #[path = "../tests/support/temp_dir.rs"]
 mod temp_dir;

@@ -80,6 +80,50 @@ pub struct Link {
     pub quality: Quality,
     /// `set` or `unset`.
     pub clock: String,
+    /// Of the certificates in use (ours, and the server's) the one that ends first; null without TLS.
+    #[serde(default)]
+    pub certificate: Option<Certificate>,
+}
+
+/// A certificate's end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// `client` or `server`.
+    pub of: String,
+    /// Its last second, as RFC 3339 writes it.
+    pub not_after: String,
+    /// Whole days until then, negative once it is over; null while the clock is not set.
+    pub days_left: Option<i64>,
+    /// It is time to renew it.
+    pub ends_soon: bool,
+}
+
+/// The same, as the uplink knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateView {
+    /// `client` or `server`.
+    pub of: &'static str,
+    /// As RFC 3339 writes it.
+    pub not_after: String,
+    /// Unix seconds.
+    pub not_after_s: u64,
+    /// From so many seconds before the end on it is time to renew it.
+    pub notice_s: u64,
+}
+
+impl CertificateView {
+    /// Relative to this wall time.
+    pub fn status(&self, wall_ms: Option<u64>) -> Certificate {
+        const DAY_S: i64 = 86_400;
+        let left_s =
+            wall_ms.map(|ms| i64::try_from(self.not_after_s).unwrap_or(i64::MAX).saturating_sub_unsigned(ms / 1000));
+        Certificate {
+            of: self.of.into(),
+            not_after: self.not_after.clone(),
+            days_left: left_s.map(|s| s.div_euclid(DAY_S)),
+            ends_soon: left_s.is_some_and(|s| s < i64::try_from(self.notice_s).unwrap_or(i64::MAX)),
+        }
+    }
 }
 
 /// How good the path of the session is; null where it is not known.
@@ -400,6 +444,7 @@ impl LinkView {
             suspect: self.suspect,
             quality: self.quality,
             clock: if clock_set { "set" } else { "unset" }.into(),
+            certificate: None,
         }
     }
 }

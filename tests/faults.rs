@@ -1,5 +1,6 @@
-//! Upstreams that fail in every way that has been seen, and a real agent that has to bear it: it notices, it says what
-//! it saw, it never hammers, and once the fault is lifted it is up again by itself and every committed record arrives.
+//! Upstreams that fail in ways that take more than one row of `tests/failures`, and a real agent that has to bear it:
+//! it notices, it says what it saw, it never hammers, and once the fault is lifted it is up again by itself and every
+//! committed record arrives.
 #![cfg(feature = "receiver")]
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -8,13 +9,11 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use backhaul::config::{Config, Encoding};
 use support::agent::{self, Agent};
+use support::authority::Authority;
 use support::fault_server::{Act, Books, Fault, FaultServer};
 use support::producer::{Committed, Handed, Producer};
 use support::proxy::{Mode, Proxy};
@@ -121,48 +120,6 @@ impl Bench {
             });
         }
     }
-}
-
-/// One test a fault: it strikes a working link, shows as one of the classes, and is lifted.
-macro_rules! faults {
-    ($($name:ident: $fault:expr => $($class:literal)|+;)+) => { $(
-        #[test]
-        fn $name() {
-            let mut bench = Bench::up(|_| {});
-            bench.server.strike($fault);
-            bench.endure(&[$($class),+]);
-            bench.assert_recovers();
-        }
-    )+ };
-}
-
-faults! {
-    bears_a_server_that_accepts_and_never_upgrades: Fault::NeverUpgrades => "timeout";
-    bears_a_server_that_does_not_speak_http: Fault::NotHttp => "protocol";
-    bears_a_server_that_picks_no_subprotocol: Fault::PicksNoSubprotocol => "wrong_place";
-    bears_a_server_that_never_greets: Fault::InsteadOfWelcome(Act::Silence) => "timeout";
-    bears_a_server_that_greets_and_stores_nothing: Fault::AfterWelcome(Act::Silence) => "stalled";
-    bears_a_server_that_stores_and_never_acks: Fault::NeverAcks => "stalled";
-    bears_a_server_that_vanishes_before_the_greeting: Fault::InsteadOfWelcome(Act::Vanish) => "reset";
-    bears_a_server_that_vanishes_after_the_greeting: Fault::AfterWelcome(Act::Vanish) => "reset";
-    bears_garbage_text_for_a_greeting: Fault::InsteadOfWelcome(Act::GarbageText) => "protocol";
-    bears_garbage_bytes_for_a_greeting: Fault::InsteadOfWelcome(Act::GarbageBinary) => "protocol";
-    bears_garbage_text_after_the_greeting: Fault::AfterWelcome(Act::GarbageText) => "protocol";
-    bears_garbage_bytes_after_the_greeting: Fault::AfterWelcome(Act::GarbageBinary) => "protocol";
-    bears_a_frame_that_is_none: Fault::AfterWelcome(Act::GarbageFrame) => "protocol";
-    http_401_is_refused_credentials: Fault::Http(401, "") => "credentials";
-    http_403_is_refused_credentials: Fault::Http(403, "") => "credentials";
-    http_404_is_the_wrong_place: Fault::Http(404, "") => "wrong_place";
-    http_429_is_overload: Fault::Http(429, "") => "overload";
-    http_503_is_overload: Fault::Http(503, "") => "overload";
-    http_500_is_transient: Fault::Http(500, "") => "closed";
-    close_1001_is_transient: Fault::AfterWelcome(Act::Close(1001, "going away")) => "closed";
-    close_1011_is_transient: Fault::AfterWelcome(Act::Close(1011, "internal error")) => "closed";
-    close_1012_is_transient: Fault::AfterWelcome(Act::Close(1012, "restart")) => "closed";
-    close_1013_is_overload: Fault::AfterWelcome(Act::Close(1013, "try again later")) => "overload";
-    close_3000_is_refused_credentials: Fault::InsteadOfWelcome(Act::Close(3000, "unauthorized")) => "credentials";
-    close_4001_is_refused_credentials: Fault::InsteadOfWelcome(Act::Close(4001, "unauthorized")) => "credentials";
-    close_4009_is_a_newer_connection_of_the_same_device: Fault::AfterWelcome(Act::Close(4009, "other")) => "replaced" | "clone";
 }
 
 #[test]
@@ -437,52 +394,6 @@ fn a_port_that_refuses_is_tried_again() {
     path.put(20);
     path.proxy.set(Mode::Pass);
     path.assert_recovers();
-}
-
-/// A private certificate authority, made with the openssl command.
-struct Authority {
-    dir: PathBuf,
-}
-
-impl Authority {
-    fn new(dir: &Path, name: &str) -> Self {
-        let authority = Self { dir: dir.join(name) };
-        fs::create_dir(&authority.dir).unwrap();
-        let settings = "[req]\ndistinguished_name = dn\nx509_extensions = ca\n[dn]\n\
-            [ca]\nbasicConstraints = critical, CA:true\nkeyUsage = critical, keyCertSign\nsubjectKeyIdentifier = hash\n";
-        fs::write(authority.path("ca.cnf"), settings).unwrap();
-        let subject = format!("/CN=rig {name}");
-        authority.openssl(
-            &["req", "-x509", "-config", "ca.cnf", "-subj", &subject, "-days", "30", "-nodes"],
-            &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", "ca.key", "-out", "ca.pem"],
-        );
-        authority
-    }
-
-    /// A certificate and its key for a server of these names (`DNS:…,IP:…`).
-    fn issue(&self, name: &str, names: &str) -> (PathBuf, PathBuf) {
-        let file = |kind: &str| format!("{name}.{kind}");
-        let (key, request, certificate) = (file("key"), file("csr"), file("pem"));
-        fs::write(self.path("leaf.cnf"), format!("subjectAltName = {names}\n")).unwrap();
-        self.openssl(
-            &["req", "-new", "-config", "ca.cnf", "-subj", "/CN=server", "-nodes"],
-            &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", &key, "-out", &request],
-        );
-        self.openssl(
-            &["x509", "-req", "-in", &request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"],
-            &["-days", "30", "-extfile", "leaf.cnf", "-out", &certificate],
-        );
-        (self.path(&certificate), self.path(&key))
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.dir.join(file)
-    }
-
-    fn openssl(&self, what: &[&str], with: &[&str]) {
-        let output = Command::new("openssl").args(what).args(with).current_dir(&self.dir).output().unwrap();
-        assert!(output.status.success(), "openssl {what:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
 }
 
 /// Everything for one agent over TLS that trusts `authority`; not yet started.

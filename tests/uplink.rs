@@ -218,6 +218,8 @@ fn setup(url: &str, dir: &Path) -> Setup {
         endpoints: vec![Endpoint { url: url.into(), ..Endpoint::default() }],
         encodings: vec![Encoding::Postcard, Encoding::Json],
         live: false,
+        no_proxy: Vec::new(),
+        credential_timeout: Duration::from_secs(10),
         heartbeat,
         backoff_file: dir.join("backoff"),
         day_file: dir.join("day"),

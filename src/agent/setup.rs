@@ -183,6 +183,8 @@ pub(super) fn uplink(
         endpoints: upstream.endpoints.clone(),
         encodings,
         live: config.lanes.iter().any(|lane| lane.live_share > 0.0),
+        no_proxy: upstream.no_proxy.clone(),
+        credential_timeout: Duration::from_millis(upstream.credential_timeout_ms),
         heartbeat: upstream.heartbeat,
         backoff_file: config.local.socket.with_file_name("backoff"),
         day_file: config.local.socket.with_file_name("day"),

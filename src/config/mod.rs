@@ -5,6 +5,7 @@ pub mod bounds;
 pub mod device;
 pub mod group;
 pub mod load;
+pub mod proxy;
 mod read;
 pub mod secret;
 mod section;

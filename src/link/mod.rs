@@ -17,6 +17,7 @@ pub use backoff::JITTER_FLOOR_PERCENT;
 pub(crate) use failure::one_line;
 pub use failure::{Class, DETAIL_BYTES_MAX, Disposition, Failure};
 pub use machine::Link;
+pub(crate) use retry_after::days_since_1970;
 pub use retry_after::retry_after_ms;
 
 use std::time::Duration;

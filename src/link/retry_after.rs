@@ -44,7 +44,7 @@ fn number(text: &str, digits: usize, range: std::ops::RangeInclusive<u64>) -> Op
 }
 
 /// Days from 1970-01-01 to a day of the Gregorian calendar; `month` from 0.
-fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
+pub(crate) fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
     const BEFORE: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
     let leaps = |year: u64| year / 4 - year / 100 + year / 400;
     let is_leap = leaps(year) > leaps(year - 1);

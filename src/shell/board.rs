@@ -23,6 +23,8 @@ impl<T> Pinned<T> {
 pub struct Board {
     /// Written by uplink.
     pub link: Pinned<status::LinkView>,
+    /// Written by uplink: the certificate in use that ends first.
+    pub certificate: Pinned<Option<status::CertificateView>>,
     /// Written by uplink.
     pub wire: Pinned<status::Wire>,
     /// Written by outbox.

@@ -3,17 +3,20 @@
 
 pub mod board;
 pub mod clock;
+mod command;
 pub mod disk;
 pub mod entropy;
+mod errand;
 pub mod lifetime;
 pub mod local;
 pub mod netlink;
 pub mod notify;
 pub mod outbox;
 pub mod port;
-pub mod resolver;
+mod prepare;
 mod saved;
 pub mod snapshot;
+mod sources;
 pub mod transport;
 pub mod uplink;
 

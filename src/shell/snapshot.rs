@@ -69,8 +69,10 @@ impl Source {
 
     /// The link's part, now.
     pub fn link(&self) -> Link {
-        let clock_set = clock::wall_ms_if_set().is_some();
-        self.board.link.lock().status(clock::now(), &self.endpoints, clock_set)
+        let wall_ms = clock::wall_ms_if_set();
+        let certificate = self.board.certificate.lock().as_ref().map(|view| view.status(wall_ms));
+        let link = self.board.link.lock().status(clock::now(), &self.endpoints, wall_ms.is_some());
+        Link { certificate, ..link }
     }
 }
 

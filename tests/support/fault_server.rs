@@ -3,7 +3,7 @@
 //! messages go through serde, not through the agent's codec.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 
 use backhaul::dialect::message::{Acked, AgentMessage, Hello, Rejected, ServerMessage, Welcome};
 use backhaul::record::{Epoch, LaneName, Record, Seq};
+use native_tls::{TlsAcceptor, TlsStream};
+use socket2::SockRef;
 use tungstenite::error::ProtocolError;
 use tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tungstenite::http::HeaderValue;
-use tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
+use tungstenite::http::header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL};
 use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message, WebSocket};
@@ -26,14 +28,24 @@ use super::free_port;
 pub enum Fault {
     /// None: the protocol is kept.
     None,
-    /// Accepts, and never answers the upgrade.
-    NeverUpgrades,
-    /// Answers the upgrade with bytes that are no HTTP.
-    NotHttp,
+    /// Nobody listens.
+    Refuses,
+    /// Accepts, and closes.
+    Closes,
+    /// Accepts, and resets.
+    Resets,
+    /// Accepts, and says nothing: where TLS is spoken it is never up, else the upgrade is never answered.
+    NeverAnswers,
+    /// Answers the first bytes with these, before any TLS, and then does this.
+    Answers(&'static [u8], Then),
     /// Refuses the upgrade with this status and these headers (each line ends in CRLF).
     Http(u16, &'static str),
+    /// Upgrades with a `Sec-WebSocket-Accept` that is not the answer to the key.
+    WrongAcceptKey,
     /// Upgrades without picking a subprotocol.
     PicksNoSubprotocol,
+    /// Upgrades with a subprotocol that was not offered.
+    PicksStrangeSubprotocol,
     /// Upgrades, answers pings, and does this in place of saying `welcome`.
     InsteadOfWelcome(Act),
     /// Says `welcome`, and then does this.
@@ -51,18 +63,39 @@ pub enum Fault {
 /// What a session does that has gone wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Nothing: stores nothing, says nothing.
+    /// Nothing: stores nothing, says nothing, answers pings.
     Silence,
+    /// Nothing at all: pings are not answered either.
+    Deafness,
     /// Sends a text frame that is no JSON.
     GarbageText,
     /// Sends a binary frame that is no postcard value.
     GarbageBinary,
-    /// Sends bytes that are no WebSocket frame (a reserved opcode; RFC 6455 § 5.2).
-    GarbageFrame,
+    /// Sends these bytes in place of a WebSocket frame.
+    Bytes(&'static [u8]),
+    /// Sends these bytes, and then falls deaf.
+    BytesThenDeafness(&'static [u8]),
+    /// Says `welcome` (again).
+    Welcome,
+    /// Asks to leave and come back: `after_ms`, `spread_ms`.
+    Retry(u64, u64),
     /// Closes with this code and reason.
     Close(u16, &'static str),
     /// Closes TCP, without a close frame.
     Vanish,
+    /// Resets TCP.
+    Reset,
+}
+
+/// How an answer that is none goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// The connection is closed.
+    Close,
+    /// It stays open, and nothing more is said.
+    Silence,
+    /// It is reset.
+    Reset,
 }
 
 /// A gap as reported.
@@ -87,6 +120,10 @@ pub struct Books {
     pub acked: BTreeMap<(String, Epoch), Seq>,
     /// What was stored.
     pub records: BTreeMap<(String, Epoch, Seq), Vec<u8>>,
+    /// When that was handed in, as sent (`at`).
+    pub stamps: BTreeMap<(String, Epoch, Seq), Option<u64>>,
+    /// The time that `welcome` tells, in Unix ms; else any.
+    pub now_ms: Option<u64>,
     /// Each gap, in the order of arrival.
     pub gaps: Vec<GapSeen>,
     /// What was refused for ever.
@@ -113,6 +150,10 @@ impl Books {
 
 struct State {
     fault: Fault,
+    /// False while the port is closed.
+    listening: bool,
+    /// Where TLS is spoken: with this certificate.
+    tls: Option<TlsAcceptor>,
     /// Sessions begun before the last kick carry a lower number, and end.
     generation: u64,
     stop: bool,
@@ -147,23 +188,41 @@ impl FaultServer {
         // Free a moment ago: another test may be trying it, too.
         let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok().map(|listener| (port, listener));
         let (port, listener) = (0..100).find_map(|_| bind(free_port())).expect("one of a hundred ports stays free");
-        let state = State { fault: Fault::None, generation: 0, stop: false, books: Books::default() };
+        let state = State {
+            fault: Fault::None,
+            listening: true,
+            tls: None,
+            generation: 0,
+            stop: false,
+            books: Books::default(),
+        };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), port });
         let acceptor = thread::spawn({
             let shared = Arc::clone(&shared);
-            move || accept(&shared, &listener)
+            move || accept(&shared, listener)
         });
         Self { shared, acceptor: Some(acceptor) }
     }
 
     /// What an agent is to be configured with.
     pub fn url(&self) -> String {
-        format!("ws://127.0.0.1:{}/v1", self.shared.port)
+        let scheme = if self.shared.lock().tls.is_some() { "wss" } else { "ws" };
+        format!("{scheme}://127.0.0.1:{}/v1", self.shared.port)
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.shared.port
+    }
+
+    /// Speaks TLS from the next connection on.
+    pub fn set_tls(&self, acceptor: TlsAcceptor) {
+        self.shared.lock().tls = Some(acceptor);
     }
 
     /// Misbehaves from the next connection on.
     pub fn set(&self, fault: Fault) {
-        self.shared.lock().fault = fault;
+        self.misbehave(fault, 0);
     }
 
     /// Drops every connection there is, without a close frame.
@@ -174,10 +233,23 @@ impl FaultServer {
 
     /// Misbehaves at once: sets the fault and drops what there is.
     pub fn strike(&self, fault: Fault) {
+        self.misbehave(fault, 1);
+    }
+
+    /// In force when this returns, the port closed or open.
+    fn misbehave(&self, fault: Fault, generations: u64) {
         let mut state = self.shared.lock();
+        let refuses = fault == Fault::Refuses;
         state.fault = fault;
-        state.generation += 1;
+        state.generation += generations;
+        let closes = refuses && state.listening;
+        drop(state);
         self.shared.changed.notify_all();
+        if closes {
+            drop(TcpStream::connect((Ipv4Addr::LOCALHOST, self.shared.port)));
+        }
+        let wait = self.shared.changed.wait_while(self.shared.lock(), |state| state.listening == refuses);
+        drop(wait.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Drops every connection there is and tampers with the books, in one step: nothing is stored in between.
@@ -213,11 +285,34 @@ impl Drop for FaultServer {
     }
 }
 
-fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
-    while let Ok((stream, _)) = listener.accept() {
+fn accept(shared: &Arc<Shared>, listener: TcpListener) {
+    let mut listener = Some(listener);
+    loop {
+        let Some(open) = &listener else {
+            let wait = shared.changed.wait_while(shared.lock(), |state| state.fault == Fault::Refuses && !state.stop);
+            if wait.unwrap_or_else(PoisonError::into_inner).stop {
+                return;
+            }
+            // It was ours a moment ago, and its range is given to nobody.
+            listener = TcpListener::bind((Ipv4Addr::LOCALHOST, shared.port)).ok();
+            match &listener {
+                Some(_) => shared.lock().listening = true,
+                None => thread::sleep(Duration::from_millis(20)),
+            }
+            shared.changed.notify_all();
+            continue;
+        };
+        let Ok((stream, _)) = open.accept() else { return };
         let mut state = shared.lock();
         if state.stop {
             return;
+        }
+        if state.fault == Fault::Refuses {
+            listener = None;
+            state.listening = false;
+            drop(state);
+            shared.changed.notify_all();
+            continue;
         }
         state.books.attempts.push(Instant::now());
         let (fault, generation) = (state.fault.clone(), state.generation);
@@ -230,15 +325,26 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
 /// One connection, from the upgrade to its end.
 fn serve(shared: &Shared, mut stream: TcpStream, fault: &Fault, generation: u64) {
     let _refused = stream.set_nodelay(true);
+    let _refused = stream.set_read_timeout(Some(Duration::from_secs(5)));
     match fault {
-        Fault::NeverUpgrades => return idle(shared, generation),
-        Fault::NotHttp => return answer(&mut stream, b"220 mail.example.com ESMTP\r\n"),
-        Fault::Http(status, headers) => {
-            let head = format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n{headers}\r\n");
-            return answer(&mut stream, head.as_bytes());
+        // The one that the port was being closed before.
+        Fault::Refuses | Fault::Closes => return,
+        Fault::Resets => return reset(&stream),
+        Fault::NeverAnswers => return idle(shared, generation),
+        Fault::Answers(bytes, then) => {
+            let plain = shared.lock().tls.is_none();
+            answer(&mut stream, bytes, plain);
+            return match then {
+                Then::Close => (),
+                Then::Silence => idle(shared, generation),
+                Then::Reset => reset(&stream),
+            };
         }
         Fault::None
+        | Fault::Http(..)
+        | Fault::WrongAcceptKey
         | Fault::PicksNoSubprotocol
+        | Fault::PicksStrangeSubprotocol
         | Fault::InsteadOfWelcome(_)
         | Fault::AfterWelcome(_)
         | Fault::NeverAcks
@@ -246,9 +352,65 @@ fn serve(shared: &Shared, mut stream: TcpStream, fault: &Fault, generation: u64)
         | Fault::Rejects(_)
         | Fault::TakesAtMost(_) => {}
     }
-    if let Some(mut session) = Session::upgrade(shared, stream, fault, generation) {
+    let Some(mut wire) = Wire::try_new(stream, shared.lock().tls.clone()) else { return };
+    if let Fault::Http(status, headers) = fault {
+        let head = format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n{headers}\r\n");
+        return answer(&mut wire, head.as_bytes(), true);
+    }
+    if let Some(mut session) = Session::upgrade(shared, wire, fault, generation) {
         // An error here is a send to an agent that has gone, which is its right.
         let _gone = session.run(fault);
+    }
+}
+
+/// Lets the connection end in a reset, when it is closed.
+fn reset(stream: &TcpStream) {
+    let _refused = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// The bytes below the WebSocket.
+enum Wire {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Wire {
+    /// `None` where TLS fails.
+    fn try_new(stream: TcpStream, tls: Option<TlsAcceptor>) -> Option<Self> {
+        let Some(acceptor) = tls else { return Some(Self::Plain(stream)) };
+        acceptor.accept(stream).ok().map(|stream| Self::Tls(Box::new(stream)))
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref(),
+        }
+    }
+}
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
     }
 }
 
@@ -258,26 +420,31 @@ fn idle(shared: &Shared, generation: u64) {
     drop(wait.unwrap_or_else(PoisonError::into_inner));
 }
 
-/// Reads the request's head, answers, closes.
-fn answer(stream: &mut TcpStream, bytes: &[u8]) {
+/// Reads the request's head (or, where it is not `plain`, whatever comes first), and answers.
+fn answer(stream: &mut impl ReadWrite, bytes: &[u8], plain: bool) {
     const HEAD_BYTES_MAX: usize = 16 * 1024;
-    let _refused = stream.set_read_timeout(Some(Duration::from_secs(5)));
     let mut head = Vec::new();
-    let mut buffer = [0; 1024];
+    let mut buffer = [0; 4096];
     while !head.windows(4).any(|window| window == b"\r\n\r\n") && head.len() < HEAD_BYTES_MAX {
         match stream.read(&mut buffer) {
             Ok(0) | Err(_) => return,
             Ok(length) => head.extend_from_slice(&buffer[..length]),
         }
+        if !plain {
+            break;
+        }
     }
     let _gone = stream.write_all(bytes);
 }
+
+trait ReadWrite: Read + Write {}
+impl<T: Read + Write> ReadWrite for T {}
 
 /// One WebSocket.
 struct Session<'a> {
     shared: &'a Shared,
     generation: u64,
-    socket: WebSocket<TcpStream>,
+    socket: WebSocket<Wire>,
     json: bool,
     /// The next number expected of each (lane, epoch) that `hello` named (rule 3).
     next: BTreeMap<(String, Epoch), Seq>,
@@ -285,22 +452,28 @@ struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// Answers the upgrade; picks the first subprotocol offered.
-    fn upgrade(shared: &'a Shared, stream: TcpStream, fault: &Fault, generation: u64) -> Option<Self> {
+    fn upgrade(shared: &'a Shared, wire: Wire, fault: &Fault, generation: u64) -> Option<Self> {
         let mut picked = String::new();
-        let _refused = stream.set_read_timeout(Some(Duration::from_secs(5)));
         #[expect(clippy::result_large_err, reason = "tungstenite's callback has this type")]
         let pick = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
             let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).and_then(|value| value.to_str().ok());
             picked = offered.and_then(|list| list.split(',').next()).unwrap_or_default().trim().into();
+            if *fault == Fault::WrongAcceptKey {
+                // The answer to the key of RFC 6455 § 1.3.
+                let value = HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+                response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, value);
+            }
             if *fault != Fault::PicksNoSubprotocol {
-                let value = HeaderValue::from_str(&picked).expect("what came in a header fits into one");
+                let strange = *fault == Fault::PicksStrangeSubprotocol;
+                let value = if strange { "mqtt" } else { picked.as_str() };
+                let value = HeaderValue::from_str(value).expect("what came in a header fits into one");
                 response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, value);
             }
             Ok(response)
         };
-        let socket = tungstenite::accept_hdr(stream, pick).ok()?;
+        let socket = tungstenite::accept_hdr(wire, pick).ok()?;
         // Short, so that a kick is seen soon.
-        let _refused = socket.get_ref().set_read_timeout(Some(Duration::from_millis(10)));
+        let _refused = socket.get_ref().tcp().set_read_timeout(Some(Duration::from_millis(10)));
         let json = match picked.as_str() {
             "backhaul.v1.json" => true,
             "backhaul.v1.postcard" => false,
@@ -318,21 +491,21 @@ impl<'a> Session<'a> {
             Some(AgentMessage::Hello(hello)) => {
                 self.shared.lock().books.hellos.push(hello.clone());
                 if let Fault::InsteadOfWelcome(act) = *fault {
-                    self.act(act)?;
+                    self.act(act, &hello)?;
                     while let Some(message) = self.receive() {
                         self.breach(format!("before welcome: {}", name_of(&message)));
                     }
                     return Ok(());
                 }
                 self.welcome(&hello, fault)?;
+                if let Fault::AfterWelcome(act) = *fault {
+                    self.act(act, &hello)?;
+                    while self.receive().is_some() {}
+                    return Ok(());
+                }
             }
             Some(other) => self.breach(format!("the first message is no hello but {}", name_of(&other))),
             None => {}
-        }
-        if let Fault::AfterWelcome(act) = *fault {
-            self.act(act)?;
-            while self.receive().is_some() {}
-            return Ok(());
         }
         while let Some(message) = self.receive() {
             self.take(message, fault)?;
@@ -343,8 +516,10 @@ impl<'a> Session<'a> {
     fn welcome(&mut self, hello: &Hello, fault: &Fault) -> Result<(), Error> {
         let message_bytes_max = if let Fault::TakesAtMost(bytes) = *fault { bytes } else { 1 << 20 };
         let (mut acked, mut rejected) = (Vec::new(), Vec::new());
+        let now;
         {
             let state = self.shared.lock();
+            now = state.books.now_ms.unwrap_or(1_800_000_000_000);
             for offered in &hello.lanes {
                 let name = (offered.lane.to_string(), offered.epoch);
                 let seq = state.books.acked.get(&name).copied().unwrap_or(0);
@@ -361,7 +536,7 @@ impl<'a> Session<'a> {
         self.send(&ServerMessage::Welcome(Welcome {
             session: "rig".into(),
             features: Vec::new(),
-            now: 1_800_000_000_000,
+            now,
             message_bytes_max,
             acked,
             rejected,
@@ -399,10 +574,15 @@ impl<'a> Session<'a> {
             Fault::NeverAcks => return Ok(()),
             Fault::AcksBeyond(excess) => seq += excess,
             Fault::None
-            | Fault::NeverUpgrades
-            | Fault::NotHttp
+            | Fault::Refuses
+            | Fault::Closes
+            | Fault::Resets
+            | Fault::NeverAnswers
+            | Fault::Answers(..)
             | Fault::Http(..)
+            | Fault::WrongAcceptKey
             | Fault::PicksNoSubprotocol
+            | Fault::PicksStrangeSubprotocol
             | Fault::InsteadOfWelcome(_)
             | Fault::AfterWelcome(_)
             | Fault::Rejects(_)
@@ -422,6 +602,7 @@ impl<'a> Session<'a> {
                 books.rejected.insert(name);
                 return;
             }
+            books.stamps.entry(name.clone()).or_insert(record.at);
             let before = books.records.insert(name.clone(), body.clone());
             if before.is_some_and(|before| before != body) {
                 books.breaches.push(format!("{name:?} names two records"));
@@ -449,17 +630,30 @@ impl<'a> Session<'a> {
         note(&mut state.books);
     }
 
-    fn act(&mut self, act: Act) -> Result<(), Error> {
+    fn act(&mut self, act: Act, hello: &Hello) -> Result<(), Error> {
         match act {
             Act::Silence => Ok(()),
+            Act::Deafness => {
+                idle(self.shared, self.generation);
+                Err(Error::ConnectionClosed)
+            }
             Act::GarbageText => self.socket.send(Message::text("}{ no JSON")),
             Act::GarbageBinary => self.socket.send(Message::binary(vec![0xff; 64])),
-            // FIN and the reserved opcode 3, then one byte.
-            Act::GarbageFrame => Ok(self.socket.get_mut().write_all(&[0x83, 0x01, 0x2a])?),
+            Act::Bytes(bytes) => Ok(self.socket.get_mut().write_all(bytes)?),
+            Act::BytesThenDeafness(bytes) => {
+                self.socket.get_mut().write_all(bytes)?;
+                self.act(Act::Deafness, hello)
+            }
+            Act::Welcome => self.welcome(hello, &Fault::None),
+            Act::Retry(after_ms, spread_ms) => self.send(&ServerMessage::Retry { after_ms, spread_ms, endpoint: None }),
             Act::Close(code, reason) => {
                 self.socket.close(Some(CloseFrame { code: CloseCode::from(code), reason: reason.into() }))
             }
-            Act::Vanish => Ok(self.socket.get_mut().shutdown(Shutdown::Both)?),
+            Act::Vanish => Ok(self.socket.get_ref().tcp().shutdown(Shutdown::Both)?),
+            Act::Reset => {
+                reset(self.socket.get_ref().tcp());
+                Err(Error::ConnectionClosed)
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 //! even a killed test run leaves anything behind.
 
 pub mod agent;
+pub mod authority;
 pub mod fault_server;
 pub mod producer;
 pub mod proxy;
@@ -110,6 +111,14 @@ pub fn mortal(program: &Path) -> Command {
     // It replaces itself by the program: same process, same id.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// [`mortal`], for a program that is run by another one (`nsenter …`); by none where `through` is empty.
+pub fn mortal_through(through: &[String], program: &Path) -> Command {
+    let Some((runner, arguments)) = through.split_first() else { return mortal(program) };
+    let mut command = mortal(Path::new(runner));
+    command.args(arguments).arg(program);
     command
 }
 

@@ -19,6 +19,9 @@ pub enum Mode {
     Stall,
     /// Nobody listens; connections there were are reset or closed.
     Refuse,
+    /// A new connection is answered with these bytes once it has sent something, and closed: a front end whose
+    /// server is away. Connections there were live on.
+    Answer(&'static [u8]),
 }
 
 /// How long a pump sits in `read` before it looks whether it has to stop.
@@ -178,13 +181,24 @@ fn accept(shared: &Arc<Shared>) {
                 break;
             }
             state.accepted.push(Instant::now());
-            let generation = state.generation;
+            let (mode, generation) = (state.mode, state.generation);
             drop(state);
             let shared = Arc::clone(shared);
-            thread::spawn(move || carry(&shared, client, generation));
+            thread::spawn(move || match mode {
+                Mode::Answer(bytes) => answer(client, bytes),
+                Mode::Pass | Mode::Stall | Mode::Refuse => carry(&shared, client, generation),
+            });
         }
         drop(listener);
         shared.change(|state| state.listening = false);
+    }
+}
+
+/// One connection that gets no further.
+fn answer(mut client: TcpStream, bytes: &[u8]) {
+    let _refused = client.set_read_timeout(Some(Duration::from_secs(5)));
+    if client.read(&mut [0; 4096]).is_ok_and(|length| length > 0) {
+        let _gone = client.write_all(bytes);
     }
 }
 

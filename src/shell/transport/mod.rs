@@ -1,41 +1,45 @@
-//! One connection to the upstream as a sequence of moved stages: dialing → securing → upgrading → open. Owns the
-//! socket, never blocks, decides nothing: what goes wrong leaves as a [`Failure`] for the link to judge.
+//! One connection to the upstream as a sequence of moved stages: dialing (by a proxy: and its tunnel) → securing →
+//! upgrading → open. Owns the socket, never blocks, decides nothing: what goes wrong leaves as a [`Failure`] for the
+//! link to judge.
 //!
 //! The socket is registered once, for both directions, edge-triggered; every stage runs until it would block, so a
 //! spurious or a stale event does no harm.
 
+pub mod dial;
 mod open;
-mod tls;
+mod redirect;
+pub mod tls;
+mod tunnel;
+mod validity;
 mod wire;
 
 pub use open::{BUFFERS_BYTES_MAX, Flushed, Incoming, Open};
+pub use redirect::Location;
+pub use tunnel::Tunnel;
+pub use validity::Validity;
 pub use wire::{Meter, Stream, Wire};
 
-use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use native_tls::{MidHandshakeTlsStream, TlsConnector};
-use socket2::SockRef;
 use tungstenite::client::IntoClientRequest as _;
 use tungstenite::error::{Error as WsError, ProtocolError};
 use tungstenite::handshake::client::{ClientHandshake, Request, Response};
 use tungstenite::handshake::{HandshakeError, MidHandshake};
-use tungstenite::http::HeaderValue;
-use tungstenite::http::header::{AUTHORIZATION, DATE, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL, USER_AGENT};
+use tungstenite::http::header::{AUTHORIZATION, DATE, LOCATION, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL, USER_AGENT};
+use tungstenite::http::{HeaderValue, Uri};
 
+use crate::config::proxy::Proxy;
 use crate::config::target::Target;
-use crate::config::{Encoding, Endpoint, secret};
+use crate::config::{Encoding, Endpoint};
 use crate::dialect::Purpose;
 use crate::link::{self, Class, Failure};
 use crate::shell::clock;
-
-/// What waits unsent in the kernel, at most, in bytes: a ping behind it still leaves in time, and what counts as sent
-/// is (nearly) on the wire. 16 KiB is one TLS record.
-const UNSENT_BYTES_MAX: u32 = 16 << 10;
+use crate::shell::prepare::Prepared;
 
 /// How to reach an endpoint.
 #[derive(Debug)]
@@ -50,6 +54,28 @@ pub struct Reach {
     pub agent: String,
     /// When the kernel gives up on bytes that nobody acknowledges (TCP_USER_TIMEOUT).
     pub silence: Duration,
+    /// The proxy on the way to it, or why it cannot be told.
+    pub proxy: Result<Option<Proxy>, String>,
+    /// How long a program may take that prints a credential.
+    pub credential_timeout: Duration,
+}
+
+impl Reach {
+    /// Whom to dial: the endpoint, or the proxy on the way to it.
+    pub fn first_hop(&self) -> Result<(&str, u16), Failure> {
+        match &self.proxy {
+            Ok(None) => Ok((&self.target.host, self.target.port)),
+            Ok(Some(proxy)) => Ok((&proxy.host, proxy.port)),
+            Err(fault) => Err(Failure::new(Class::WrongPlace, format!("proxy: {fault}"))),
+        }
+    }
+
+    /// The files that credentials and certificates are read from.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let Endpoint { ca_file, token_file, basic_file, cert_file, key_file, proxy_basic_file, .. } = &self.endpoint;
+        let files = [ca_file, token_file, basic_file, cert_file, key_file, proxy_basic_file];
+        files.into_iter().filter_map(Option::as_deref)
+    }
 }
 
 /// A connection up to the upgrade.
@@ -65,11 +91,16 @@ struct Plan {
     encodings: Vec<Encoding>,
     /// `wss`.
     tls: Option<TlsConnector>,
+    /// By a proxy.
+    tunnel: Option<Tunnel>,
+    /// How long the server's certificate is valid.
+    server: Option<Validity>,
     meter: Rc<Meter>,
 }
 
 enum Stage {
     Dialing(Wire),
+    Tunnelling(Wire, Tunnel),
     Dialed(Wire),
     Securing(MidHandshakeTlsStream<Wire>),
     Secured(Stream),
@@ -80,41 +111,59 @@ enum Stage {
 pub enum Progress {
     /// Nothing more until the socket is ready.
     Waiting(Handshake),
-    /// TCP is connected; go on.
+    /// TCP is connected, and the proxy's tunnel stands; go on.
     Dialed(Handshake),
     /// TLS is up; go on.
     Secured(Handshake),
     /// The upgrade succeeded; the server picked this encoding, or none was offered (the plain dialect).
     Upgraded(Box<Open>, Option<Encoding>),
+    /// The upgrade was answered with this status and a location.
+    Redirected(u16, Location),
 }
 
 impl Handshake {
-    /// Begins to connect to `address`. The credentials are read afresh (thin-edge.io#3157).
+    /// Begins to connect to `address`. `url`: what to ask for instead, after a redirect.
     pub fn dial(
         address: SocketAddr,
         reach: &Reach,
+        prepared: &Prepared,
+        url: Option<&Uri>,
         meter: Rc<Meter>,
         registry: &Registry,
         token: Token,
     ) -> Result<Self, Failure> {
-        let tls = if reach.target.tls { Some(tls::connector(reach.endpoint.ca_file.as_deref())?) } else { None };
-        let request = request(reach)?;
-        let tcp = connect(address, reach.silence, registry, token).map_err(|e| Failure::from_io(&e, "dialing"))?;
+        let request = request(reach, prepared.authorization.as_ref(), url)?;
+        let mut tcp = dial::begin(address, &reach.endpoint.interface, reach.silence)?;
+        let registered = registry.register(&mut tcp, token, Interest::READABLE | Interest::WRITABLE);
+        registered.map_err(|error| Failure::from_io(&error, "dialing"))?;
         meter.set_sending(Purpose::Handshake);
         let wire = Wire { tcp, meter: Rc::clone(&meter) };
         let (host, encodings) = (reach.target.host.clone(), reach.encodings.clone());
-        Ok(Self { stage: Stage::Dialing(wire), plan: Plan { host, request, encodings, tls, meter } })
+        let tunnel = matches!(reach.proxy, Ok(Some(_)))
+            .then(|| Tunnel::new(&reach.target, &reach.agent, prepared.proxy_authorization.as_deref()));
+        let plan = Plan { host, request, encodings, tls: prepared.tls.clone(), tunnel, server: None, meter };
+        Ok(Self { stage: Stage::Dialing(wire), plan })
+    }
+
+    /// How long the server's certificate is valid, once that is known.
+    pub fn server(&self) -> Option<&Validity> {
+        self.plan.server.as_ref()
     }
 
     /// Goes on as far as it can, but at most to the end of one stage.
     pub fn advance(self) -> Result<Progress, Failure> {
-        let Self { stage, plan } = self;
+        let Self { stage, mut plan } = self;
         let meter = Rc::clone(&plan.meter);
         let progress = match stage {
-            Stage::Dialing(wire) => match connected(&wire.tcp).map_err(|e| Failure::from_io(&e, "dialing"))? {
-                false => Ok(Progress::Waiting(Self { stage: Stage::Dialing(wire), plan })),
-                true => Ok(Progress::Dialed(Self { stage: Stage::Dialed(wire), plan })),
+            Stage::Dialing(wire) => match (dial::connected(&wire.tcp)?, plan.tunnel.take()) {
+                (false, tunnel) => {
+                    plan.tunnel = tunnel;
+                    Ok(Progress::Waiting(Self { stage: Stage::Dialing(wire), plan }))
+                }
+                (true, None) => Ok(Progress::Dialed(Self { stage: Stage::Dialed(wire), plan })),
+                (true, Some(tunnel)) => tunnelled(wire, tunnel, plan),
             },
+            Stage::Tunnelling(wire, tunnel) => tunnelled(wire, tunnel, plan),
             Stage::Dialed(wire) => match &plan.tls {
                 None => upgrade(Stream::Plain(wire), plan),
                 Some(connector) => secured(connector.connect(&plan.host, wire), plan),
@@ -128,30 +177,16 @@ impl Handshake {
     }
 }
 
-fn connect(address: SocketAddr, silence: Duration, registry: &Registry, token: Token) -> io::Result<TcpStream> {
-    let mut tcp = TcpStream::connect(address)?;
-    let socket = SockRef::from(&tcp);
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_user_timeout(Some(silence))?;
-    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
-    registry.register(&mut tcp, token, Interest::READABLE | Interest::WRITABLE)?;
-    Ok(tcp)
+fn tunnelled(mut wire: Wire, mut tunnel: Tunnel, plan: Plan) -> Result<Progress, Failure> {
+    Ok(match tunnel.advance(&mut wire)? {
+        false => Progress::Waiting(Handshake { stage: Stage::Tunnelling(wire, tunnel), plan }),
+        true => Progress::Dialed(Handshake { stage: Stage::Dialed(wire), plan }),
+    })
 }
 
-fn connected(tcp: &TcpStream) -> io::Result<bool> {
-    if let Some(error) = tcp.take_error()? {
-        return Err(error);
-    }
-    match tcp.peer_addr() {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::NotConnected => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-fn request(reach: &Reach) -> Result<Request, Failure> {
+fn request(reach: &Reach, authorization: Option<&HeaderValue>, url: Option<&Uri>) -> Result<Request, Failure> {
     let fault = |error: &dyn std::fmt::Display| Failure::new(Class::WrongPlace, format!("upgrading: {error}"));
-    let mut request = reach.target.uri.clone().into_client_request().map_err(|error| fault(&error))?;
+    let mut request = url.unwrap_or(&reach.target.uri).clone().into_client_request().map_err(|error| fault(&error))?;
     let tokens: Vec<_> = reach.encodings.iter().map(|encoding| encoding.token()).collect();
     let headers = request.headers_mut();
     if !tokens.is_empty() {
@@ -159,13 +194,8 @@ fn request(reach: &Reach) -> Result<Request, Failure> {
         headers.insert(SEC_WEBSOCKET_PROTOCOL, tokens);
     }
     headers.insert(USER_AGENT, HeaderValue::try_from(&reach.agent).map_err(|error| fault(&error))?);
-    if let Some(path) = &reach.endpoint.token_file {
-        let refused = |error: String| Failure::new(Class::Credentials, error);
-        let token = secret::read(path).map_err(refused)?;
-        let bearer = HeaderValue::try_from(format!("Bearer {token}"));
-        let mut bearer = bearer.map_err(|_| refused(format!("{}: no token", path.display())))?;
-        bearer.set_sensitive(true);
-        headers.insert(AUTHORIZATION, bearer);
+    if let Some(authorization) = authorization {
+        headers.insert(AUTHORIZATION, authorization.clone());
     }
     Ok(request)
 }
@@ -173,10 +203,14 @@ fn request(reach: &Reach) -> Result<Request, Failure> {
 /// tungstenite's own wrapper panics where a non-blocking handshake would block, so the handshake is driven here.
 fn secured(
     result: Result<native_tls::TlsStream<Wire>, native_tls::HandshakeError<Wire>>,
-    plan: Plan,
+    mut plan: Plan,
 ) -> Result<Progress, Failure> {
     match result {
-        Ok(tls) => Ok(Progress::Secured(Handshake { stage: Stage::Secured(Stream::Tls(Box::new(tls))), plan })),
+        Ok(tls) => {
+            let certificate = tls.peer_certificate().ok().flatten().and_then(|certificate| certificate.to_der().ok());
+            plan.server = certificate.and_then(|der| Validity::of(&der));
+            Ok(Progress::Secured(Handshake { stage: Stage::Secured(Stream::Tls(Box::new(tls))), plan }))
+        }
         Err(native_tls::HandshakeError::WouldBlock(mid)) => {
             Ok(Progress::Waiting(Handshake { stage: Stage::Securing(mid), plan }))
         }
@@ -205,15 +239,30 @@ fn upgraded(result: Upgrade, plan: Plan) -> Result<Progress, Failure> {
         Err(HandshakeError::Interrupted(mid)) => {
             Ok(Progress::Waiting(Handshake { stage: Stage::Upgrading(mid), plan }))
         }
-        Err(HandshakeError::Failure(error)) => Err(failure(&error, "upgrading")),
+        Err(HandshakeError::Failure(error)) => match redirect(&error) {
+            Some((status, location)) => Ok(Progress::Redirected(status, location)),
+            None => Err(failure(&error, "upgrading")),
+        },
+    }
+}
+
+fn redirect(error: &WsError) -> Option<(u16, Location)> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "no other error is an answer")]
+    match error {
+        WsError::Http(response) if response.status().is_redirection() => {
+            let location = response.headers().get(LOCATION)?.to_str().ok()?;
+            Some((response.status().as_u16(), Location::new(location)))
+        }
+        _ => None,
     }
 }
 
 /// What a WebSocket error means.
 fn failure(error: &WsError, stage: &str) -> Failure {
     let class = match error {
-        WsError::Io(error) if error.to_string().contains("unexpected eof") => Class::Reset, // OpenSSL 3, as `Other`
-        WsError::Io(error) => return Failure::from_io(error, stage),
+        WsError::Io(error) => {
+            return tls::failure_later(error, stage).unwrap_or_else(|| Failure::from_io(error, stage));
+        }
         WsError::Http(response) => return refusal(response),
         WsError::Protocol(ProtocolError::SecWebSocketSubProtocolError(_)) => Class::WrongPlace,
         WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake | ProtocolError::HandshakeIncomplete)
@@ -243,51 +292,28 @@ fn refusal<T>(response: &tungstenite::http::Response<T>) -> Failure {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
-    use crate::temp_dir::TempDir;
 
-    fn reach(token_file: Option<std::path::PathBuf>) -> Reach {
+    fn reach() -> Reach {
         Reach {
             target: Target::try_new("ws://127.0.0.1:1/v1").unwrap(),
-            endpoint: Endpoint { token_file, ..Endpoint::default() },
+            endpoint: Endpoint::default(),
             encodings: vec![Encoding::Postcard, Encoding::Json],
             agent: "backhaul/0.1.0".into(),
             silence: Duration::from_secs(1),
+            proxy: Ok(None),
+            credential_timeout: Duration::from_secs(1),
         }
     }
 
     #[test]
     fn the_upgrade_request_offers_the_encodings_in_order_and_names_the_agent() {
-        let request = request(&reach(None)).unwrap();
+        let request = request(&reach(), None, None).unwrap();
         let text = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap());
         assert_eq!(text("sec-websocket-protocol"), Some("backhaul.v1.postcard, backhaul.v1.json"));
         assert_eq!(text("user-agent"), Some("backhaul/0.1.0"));
         assert_eq!(text("host"), Some("127.0.0.1:1"));
         assert_eq!(text("authorization"), None);
-    }
-
-    #[test]
-    fn the_token_is_read_on_each_dial_and_refused_when_others_can_read_it() {
-        let dir = TempDir::new("token");
-        let path = dir.join("token");
-        let authorization = || {
-            let request = request(&reach(Some(path.clone())))?;
-            Ok(request.headers().get("authorization").unwrap().to_str().unwrap().to_owned())
-        };
-        for token in ["first", "second"] {
-            fs::write(&path, format!("{token}\n")).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-            assert_eq!(authorization(), Ok(format!("Bearer {token}")));
-        }
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let failure: Failure = authorization().unwrap_err();
-        assert_eq!(failure.class, Class::Credentials);
-        assert!(!failure.detail.contains("second"), "{failure}");
-        fs::remove_file(&path).unwrap();
-        assert_eq!(authorization().unwrap_err().class, Class::Credentials);
     }
 
     #[test]

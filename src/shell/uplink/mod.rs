@@ -1,9 +1,11 @@
-//! The uplink thread: one mio reactor that performs what the core's [`Upstream`] decides. Owns the socket, the
-//! resolver and the thread's side of the ports; never touches flash, never resolves names, never blocks but in its
+//! The uplink thread: one mio reactor that performs what the core's [`Upstream`] decides. Owns the transport, the way
+//! to it (`dialing`) and the thread's side of the ports; never touches flash, never resolves names, never blocks but in its
 //! one poll.
 
+mod dialing;
+mod expiry;
+
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,20 +20,24 @@ use super::board::Board;
 use super::clock;
 use super::netlink::{News, Watch};
 use super::port::{ForOutbox, ForUplink, Port, Refusal};
-use super::resolver::{ADDRESSES_MAX, Resolver};
+use super::prepare::ADDRESSES_MAX;
 use super::saved;
-use super::transport::{BUFFERS_BYTES_MAX, Handshake, Incoming, Meter, Open, Progress, Reach};
+use super::transport::{BUFFERS_BYTES_MAX, Handshake, Incoming, Location, Meter, Open, Progress, Reach};
+use crate::config::proxy::{Environment, proxy_for};
 use crate::config::target::Target;
 use crate::config::{self, Encoding, Endpoint, Heartbeat};
 use crate::dialect::Purpose;
 use crate::dialect::message::SERVER_MESSAGE_BYTES_MAX;
-use crate::link::{DETAIL_BYTES_MAX, Failure, Saved};
+use crate::link::{Class, DETAIL_BYTES_MAX, Failure, Saved};
 use crate::record::{Fetch, Item, Seq};
 use crate::status;
 use crate::upstream::{self, Input, Output, Upstream};
+use dialing::{Dialing, Race};
+use expiry::Expiry;
 
 const WAKE: Token = Token(0);
 const UPSTREAM: Token = Token(1);
+const SOURCES: Token = Token(2);
 const NETWORK: Token = Token(usize::MAX - 1);
 const CLOCK: Token = Token(usize::MAX);
 
@@ -55,6 +61,10 @@ pub struct Setup {
     pub encodings: Vec<Encoding>,
     /// A lane lets live records go ahead of its backlog: the outbox is asked what to offer before a session begins.
     pub live: bool,
+    /// Hosts reached without the proxy.
+    pub no_proxy: Vec<String>,
+    /// How long a program may take that prints a credential.
+    pub credential_timeout: Duration,
     /// When a silent connection is dead, for the kernel too.
     pub heartbeat: Heartbeat,
     /// Where the backoff is kept: `backoff` in the local socket's folder.
@@ -105,7 +115,7 @@ pub struct Uplink {
     poll: Poll,
     waker: Arc<Waker>,
     port: Arc<Port<ForUplink>>,
-    reaches: Vec<Reach>,
+    reaches: Vec<Arc<Reach>>,
     setup: Setup,
 }
 
@@ -141,7 +151,7 @@ impl Uplink {
     pub fn run(self, outbox: Arc<Port<ForOutbox>>, board: Arc<Board>) -> Exit {
         let Self { poll, waker, port, reaches, setup } = self;
         let mut network = Watch::new(poll.registry(), NETWORK);
-        network.set_places(reaches.iter().map(place), clock::now());
+        network.set_places(reaches.iter().map(|reach| place(reach)), clock::now());
         let clock_watch = clock::Watch::try_new(poll.registry(), CLOCK);
         let mut reactor = Reactor {
             network,
@@ -150,12 +160,10 @@ impl Uplink {
                 .ok(),
             poll,
             upstream: Upstream::new(setup.upstream.clone(), clock::now()),
-            resolver: Resolver::new(wake(&waker)),
-            addresses: Vec::new(),
+            dialing: Dialing::new(|| wake(&waker), reaches.len()),
+            expiry: Expiry::default(),
             reaches,
             endpoint: 0,
-            address: 0,
-            dialing: false,
             transport: Transport::None,
             upgraded: None,
             ready: false,
@@ -182,23 +190,29 @@ impl Uplink {
     }
 }
 
-fn reach(endpoint: &Endpoint, setup: &Setup) -> io::Result<Reach> {
+fn reach(endpoint: &Endpoint, setup: &Setup) -> io::Result<Arc<Reach>> {
     let fault = |error| io::Error::new(ErrorKind::InvalidInput, format!("endpoint {}: {error}", endpoint.url));
     let Heartbeat { interval_ms, timeout_ms, misses_max, .. } = setup.heartbeat;
     let silence_ms = timeout_ms.saturating_mul(misses_max.into()).saturating_add(interval_ms);
-    Ok(Reach {
-        target: Target::try_new(&endpoint.url).map_err(fault)?,
+    let target = Target::try_new(&endpoint.url).map_err(fault)?;
+    let environment = Environment::read(|name| std::env::var(name).ok());
+    Ok(Arc::new(Reach {
+        proxy: proxy_for(endpoint, &target, &setup.no_proxy, &environment),
+        target,
         endpoint: endpoint.clone(),
         encodings: setup.encodings.clone(),
         agent: setup.upstream.agent.clone(),
         silence: Duration::from_millis(silence_ms),
-    })
+        credential_timeout: setup.credential_timeout,
+    }))
 }
 
 /// What the network's watch has to know of an endpoint.
 fn place(reach: &Reach) -> (Option<&str>, &str, u16) {
     let interface = Some(reach.endpoint.interface.as_str()).filter(|name| !name.is_empty());
-    (interface, &reach.target.host, reach.target.port)
+    // A proxy that cannot be told is nowhere to be reached, which the attempt will say.
+    let (host, port) = reach.first_hop().unwrap_or((&reach.target.host, reach.target.port));
+    (interface, host, port)
 }
 
 fn wake(waker: &Arc<Waker>) -> impl Fn() + Send + Sync + 'static {
@@ -221,15 +235,11 @@ struct Reactor {
     network: Watch,
     clock_watch: Option<clock::Watch>,
     upstream: Upstream,
-    resolver: Resolver,
-    /// Of the last resolution.
-    addresses: Vec<SocketAddr>,
+    dialing: Dialing,
+    expiry: Expiry,
     /// The endpoints, and which of them was resolved last.
-    reaches: Vec<Reach>,
+    reaches: Vec<Arc<Reach>>,
     endpoint: usize,
-    /// Which of the addresses was dialed last, and whether that is still under way.
-    address: u8,
-    dialing: bool,
     transport: Transport,
     /// The upgrade is through, and the core hears of it when the outbox has prepared what to offer.
     upgraded: Option<Option<Encoding>>,
@@ -257,7 +267,7 @@ impl Reactor {
     /// Does whatever can be done now.
     fn turn(&mut self) -> Option<Exit> {
         (self.setup.watchdog)();
-        self.take_answer();
+        self.take_answers();
         self.take_from_port();
         if let Some(News { usable, changed }) = self.network.look(clock::now()) {
             self.tell(Input::Network { usable, changed });
@@ -289,6 +299,7 @@ impl Reactor {
             match event.token() {
                 NETWORK => self.network.on_ready(clock::now()),
                 CLOCK => self.on_clock(),
+                SOURCES => self.on_sources(),
                 token => self.ready |= token == UPSTREAM,
             }
         }
@@ -300,9 +311,11 @@ impl Reactor {
     }
 
     fn fail(&mut self, failure: Failure) {
-        let dialing = self.dialing;
         self.drop_transport(None);
-        self.tell(if dialing { Input::DialFailed { address: self.address, failure } } else { Input::Failed(failure) });
+        self.tell(Input::Failed(failure));
+        if self.dialing.take_sources_changed() {
+            self.tell(Input::SourcesChanged);
+        }
     }
 
     // What comes in.
@@ -315,23 +328,26 @@ impl Reactor {
         self.view_is_stale = true;
     }
 
-    fn take_answer(&mut self) {
-        if let Some(answer) = self.resolver.take() {
-            self.on_answer(answer);
-            self.perform();
+    /// What is refused now may be better already; what is not, the link ignores.
+    fn on_sources(&mut self) {
+        if self.dialing.on_sources() {
+            self.tell(Input::SourcesChanged);
         }
     }
 
-    fn on_answer(&mut self, answer: Result<Vec<SocketAddr>, Failure>) {
-        let input = match answer {
-            Ok(addresses) => {
-                self.addresses = addresses;
-                self.network.learn(self.endpoint, &self.addresses, clock::now());
-                Input::Resolved { addresses: u8::try_from(self.addresses.len()).unwrap_or(u8::MAX) }
+    fn take_answers(&mut self) {
+        match self.dialing.take_answer(self.endpoint) {
+            None => {}
+            Some(Input::Failed(failure)) => self.fail(failure),
+            Some(input) => {
+                self.expiry.set_client(self.dialing.client());
+                self.network.learn(self.endpoint, self.dialing.addresses(), clock::now());
+                self.tell(input);
             }
-            Err(failure) => Input::Failed(failure),
-        };
-        self.upstream.handle_input(input, clock::now());
+        }
+        if let Some((endpoint, ok)) = self.dialing.take_probed() {
+            self.tell(Input::Probed { endpoint, ok });
+        }
     }
 
     fn take_from_port(&mut self) {
@@ -360,6 +376,7 @@ impl Reactor {
 
     /// Takes the transport from stage to stage, as far as it goes.
     fn drive(&mut self) {
+        self.race();
         loop {
             let progress = match mem::take(&mut self.transport) {
                 Transport::None => return,
@@ -371,12 +388,11 @@ impl Reactor {
             };
             match progress {
                 Ok(Progress::Waiting(handshake)) => return self.transport = Transport::Handshake(handshake.into()),
-                Ok(Progress::Dialed(handshake)) => {
-                    self.transport = Transport::Handshake(handshake.into());
-                    self.dialing = false;
-                    self.tell(Input::Dialed { address: self.address });
-                }
+                // It goes on by itself.
+                Ok(Progress::Dialed(handshake)) => self.transport = Transport::Handshake(handshake.into()),
+                Ok(Progress::Redirected(status, location)) => self.redirect(status, &location),
                 Ok(Progress::Secured(handshake)) => {
+                    self.expiry.set_server(handshake.server());
                     self.transport = Transport::Handshake(handshake.into());
                     self.tell(Input::Secured);
                 }
@@ -407,6 +423,38 @@ impl Reactor {
             port.offers.clone()
         };
         self.tell(Input::Upgraded { encoding, offers: &offers });
+    }
+
+    /// Takes the sockets that race as far as they go.
+    fn race(&mut self) {
+        match self.dialing.race() {
+            Race::Won { address, handshake } => {
+                self.transport = Transport::Handshake(handshake);
+                self.tell(Input::Dialed { address });
+            }
+            Race::Lost(failure) => self.fail(failure),
+            Race::On(failed) => {
+                for (address, failure) in failed {
+                    self.tell(Input::DialFailed { address, failure });
+                }
+            }
+        }
+    }
+
+    /// Credentials go to the host that they are configured for, and to no other.
+    fn redirect(&mut self, status: u16, location: &Location) {
+        let from = &self.reaches[self.endpoint].target;
+        let all = [self.endpoint].into_iter().chain(0..self.reaches.len());
+        let to = all.into_iter().find(|index| location.leads(from, &self.reaches[*index].target));
+        let Some((to, url)) = to.zip(location.url(from)) else {
+            let place = location.place(from);
+            let detail = format!("upgrading: http {status} to {place}, which is no configured endpoint's");
+            return self.fail(Failure::new(Class::WrongPlace, detail));
+        };
+        debug!(target: "uplink", "redirected status={status} endpoint={to}");
+        self.drop_transport(None);
+        self.dialing.set_redirected(to, url);
+        self.tell(Input::Redirected { endpoint: u8::try_from(to).unwrap_or(u8::MAX) });
     }
 
     fn read(&mut self) {
@@ -478,20 +526,18 @@ impl Reactor {
     fn perform(&mut self) {
         while let Some(output) = self.upstream.poll_output() {
             if let Err(failure) = self.perform_one(output) {
-                let dialing = self.dialing;
                 self.drop_transport(None);
-                let input =
-                    if dialing { Input::DialFailed { address: self.address, failure } } else { Input::Failed(failure) };
-                self.upstream.handle_input(input, clock::now());
+                self.upstream.handle_input(Input::Failed(failure), clock::now());
             }
         }
     }
 
     fn perform_one(&mut self, output: Output) -> Result<(), Failure> {
         match output {
-            Output::Resolve { endpoint, recheck: _ } => self.resolve(endpoint),
-            Output::Dial { address } => self.dial(address)?,
-            Output::Probe { .. } | Output::Remedy { .. } => {}
+            Output::Resolve { endpoint, recheck } => self.resolve(endpoint, recheck),
+            Output::Dial { address } => self.dial(address),
+            Output::Probe { endpoint } => self.probe(endpoint),
+            Output::Remedy { .. } => {}
             Output::Transmit { frame, purpose } => {
                 if let Transport::Open(open) = &mut self.transport {
                     open.send(frame, purpose);
@@ -506,7 +552,7 @@ impl Reactor {
                 }
             }
             Output::Drop { close } => {
-                self.resolver.abandon();
+                self.dialing.abandon();
                 self.drop_transport(close);
             }
             Output::Fetch(fetch) => self.outbox.give(|outbox| replace_fetch(&mut outbox.fetches, fetch)),
@@ -540,27 +586,31 @@ impl Reactor {
         Ok(())
     }
 
-    fn resolve(&mut self, endpoint: u8) {
+    fn resolve(&mut self, endpoint: u8, recheck: bool) {
         self.endpoint = endpoint.into();
-        let Reach { target, .. } = &self.reaches[self.endpoint];
-        if let Some(answer) = self.resolver.resolve(&target.host, target.port) {
-            self.on_answer(answer);
+        let reach = &self.reaches[self.endpoint];
+        if let Err(failure) = self.dialing.prepare(self.endpoint, reach, recheck, self.poll.registry()) {
+            self.upstream.handle_input(Input::Failed(failure), clock::now());
         }
     }
 
-    fn dial(&mut self, address: u8) -> Result<(), Failure> {
-        (self.address, self.dialing) = (address, true);
-        let (reach, address) = (&self.reaches[self.endpoint], self.addresses[usize::from(address)]);
-        debug!(target: "uplink", "dialing address={address} url={}", reach.endpoint.url);
-        let meter = Rc::clone(&self.meter);
-        let handshake = Handshake::dial(address, reach, meter, self.poll.registry(), UPSTREAM)?;
-        self.transport = Transport::Handshake(handshake.into());
-        Ok(())
+    fn dial(&mut self, address: u8) {
+        let (reach, meter) = (&self.reaches[self.endpoint], Rc::clone(&self.meter));
+        if let Err(failure) = self.dialing.dial(address, reach, meter, self.poll.registry(), UPSTREAM) {
+            self.upstream.handle_input(Input::DialFailed { address, failure }, clock::now());
+        }
+    }
+
+    fn probe(&mut self, endpoint: u8) {
+        let timeout = Duration::from_millis(self.setup.upstream.link.handshake_timeout_ms);
+        if !self.dialing.probe(endpoint, &self.reaches[usize::from(endpoint)], timeout) {
+            self.upstream.handle_input(Input::Probed { endpoint, ok: false }, clock::now());
+        }
     }
 
     fn drop_transport(&mut self, close: Option<u16>) {
         self.upgraded = None;
-        self.dialing = false;
+        self.dialing.drop_sockets();
         match (mem::take(&mut self.transport), close) {
             (Transport::Open(open), Some(code)) => open.close(code),
             (Transport::None | Transport::Handshake(_) | Transport::Open(_), _) => (),
@@ -589,6 +639,13 @@ impl Reactor {
         (wire.day_bytes, wire.capped) = self.upstream.day();
         if wire != mem::replace(&mut self.wire, wire) {
             *self.board.wire.lock() = wire;
+        }
+        if let Some(detail) = self.expiry.warning(clock::now(), clock::wall_ms_if_set()) {
+            warn!(target: "uplink", "event kind=certificate_expiry detail={detail:?}");
+            (self.setup.event)("certificate_expiry", &detail);
+        }
+        if self.expiry.take_changed() {
+            *self.board.certificate.lock() = self.expiry.first();
         }
         if !mem::take(&mut self.view_is_stale) {
             return;

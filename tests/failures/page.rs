@@ -1,0 +1,1 @@
+//! `docs/failures.md`, held against the code and the rows.
