@@ -67,9 +67,9 @@ fn floor_ms() -> u64 {
 /// more is written for it. Called at the start.
 pub fn learn_floor(folder: &Path, file: &Path) {
     let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.metadata());
-    let newest = files.chain([fs::metadata(file)]).flatten().filter(Metadata::is_file).filter_map(written_ms).max();
-    if let Some(ms) = newest.filter(|ms| is_plausible(*ms)) {
-        FLOOR_MS.fetch_max(ms, Ordering::Relaxed);
+    let written = files.chain([fs::metadata(file)]).flatten().filter(Metadata::is_file).filter_map(written_ms);
+    if let Some(newest) = written.filter(|ms| is_plausible(*ms)).max() {
+        FLOOR_MS.fetch_max(newest, Ordering::Relaxed);
     }
 }
 

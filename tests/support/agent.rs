@@ -13,7 +13,7 @@ use backhaul::record::LaneName;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{DEADLINE, mortal, poll_until, program, tail, wait_for};
+use super::{DEADLINE, mortal_through, poll_until, program, tail, wait_for};
 
 /// A configuration whose timings are milliseconds, so that a test sees many lives of the link in a second.
 pub fn quick(dir: &Path, url: &str) -> Config {
@@ -56,6 +56,7 @@ pub struct Agent {
     config_file: PathBuf,
     socket: PathBuf,
     log: PathBuf,
+    through: Vec<String>,
     child: Option<Child>,
 }
 
@@ -63,8 +64,8 @@ impl Agent {
     /// An agent that is configured and not yet started. Its files are in `dir`.
     pub fn new(dir: &Path, config: &Config) -> Self {
         let config_file = dir.join("backhaul.toml");
-        let mut agent =
-            Self { config_file, socket: config.local.socket.clone(), log: dir.join("agent.log"), child: None };
+        let (socket, log) = (config.local.socket.clone(), dir.join("agent.log"));
+        let mut agent = Self { config_file, socket, log, through: Vec::new(), child: None };
         agent.configure(config);
         agent
     }
@@ -73,6 +74,11 @@ impl Agent {
     pub fn configure(&mut self, config: &Config) {
         self.socket.clone_from(&config.local.socket);
         write(&self.config_file, config);
+    }
+
+    /// From the next start on run by this command.
+    pub fn run_through(&mut self, command: &[String]) {
+        self.through = command.to_vec();
     }
 
     /// Its local socket.
@@ -85,7 +91,7 @@ impl Agent {
         assert!(self.child.is_none(), "the agent runs already");
         let mut log = OpenOptions::new().create(true).append(true).open(&self.log).expect("the log can be written");
         writeln!(log, "--- start").expect("the log can be written");
-        let mut command = mortal(&program("backhaul"));
+        let mut command = mortal_through(&self.through, &program("backhaul"));
         command.arg("run").arg("--config").arg(&self.config_file);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle of the log")).stderr(log);
         self.child = Some(command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program("backhaul").display())));

@@ -120,6 +120,10 @@ pub struct Books {
     pub acked: BTreeMap<(String, Epoch), Seq>,
     /// What was stored.
     pub records: BTreeMap<(String, Epoch, Seq), Vec<u8>>,
+    /// When that was handed in, as sent (`at`).
+    pub stamps: BTreeMap<(String, Epoch, Seq), Option<u64>>,
+    /// The time that `welcome` tells, in Unix ms; else any.
+    pub now_ms: Option<u64>,
     /// Each gap, in the order of arrival.
     pub gaps: Vec<GapSeen>,
     /// What was refused for ever.
@@ -512,8 +516,10 @@ impl<'a> Session<'a> {
     fn welcome(&mut self, hello: &Hello, fault: &Fault) -> Result<(), Error> {
         let message_bytes_max = if let Fault::TakesAtMost(bytes) = *fault { bytes } else { 1 << 20 };
         let (mut acked, mut rejected) = (Vec::new(), Vec::new());
+        let now;
         {
             let state = self.shared.lock();
+            now = state.books.now_ms.unwrap_or(1_800_000_000_000);
             for offered in &hello.lanes {
                 let name = (offered.lane.to_string(), offered.epoch);
                 let seq = state.books.acked.get(&name).copied().unwrap_or(0);
@@ -530,7 +536,7 @@ impl<'a> Session<'a> {
         self.send(&ServerMessage::Welcome(Welcome {
             session: "rig".into(),
             features: Vec::new(),
-            now: 1_800_000_000_000,
+            now,
             message_bytes_max,
             acked,
             rejected,
@@ -596,6 +602,7 @@ impl<'a> Session<'a> {
                 books.rejected.insert(name);
                 return;
             }
+            books.stamps.entry(name.clone()).or_insert(record.at);
             let before = books.records.insert(name.clone(), body.clone());
             if before.is_some_and(|before| before != body) {
                 books.breaches.push(format!("{name:?} names two records"));

@@ -114,6 +114,14 @@ pub fn mortal(program: &Path) -> Command {
     command
 }
 
+/// [`mortal`], for a program that is run by another one (`nsenter …`); by none where `through` is empty.
+pub fn mortal_through(through: &[String], program: &Path) -> Command {
+    let Some((runner, arguments)) = through.split_first() else { return mortal(program) };
+    let mut command = mortal(Path::new(runner));
+    command.args(arguments).arg(program);
+    command
+}
+
 /// The last lines of a log, for a failure's report.
 fn tail(path: &Path) -> String {
     const LINES: usize = 60;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, Row};
 
 use super::producer::Producer;
-use super::{DEADLINE, free_port, mortal, program, tail, wait_until};
+use super::{DEADLINE, free_port, mortal_through, program, tail, wait_until};
 
 /// A row of `records`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,9 @@ pub struct StoredGap {
 
 /// A receiver: its files, its port, and its process while there is one.
 pub struct Receiver {
+    host: String,
     port: u16,
+    through: Vec<String>,
     store: PathBuf,
     out: PathBuf,
     log: PathBuf,
@@ -48,7 +50,9 @@ impl Receiver {
     /// A receiver that is not yet started. Its files are in `dir`; it keeps its port through all starts.
     pub fn new(dir: &Path) -> Self {
         Self {
+            host: "127.0.0.1".into(),
             port: free_port(),
+            through: Vec::new(),
             store: dir.join("receiver.sqlite"),
             out: dir.join("receiver.out"),
             log: dir.join("receiver.log"),
@@ -62,9 +66,20 @@ impl Receiver {
         self.tls = Some((cert.into(), key.into()));
     }
 
+    /// From the next start on it listens on this host and is run by this command.
+    pub fn run_at(&mut self, host: &str, through: &[String]) {
+        self.host = host.into();
+        self.through = through.to_vec();
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Where it listens.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.host, self.port)
     }
 
     /// Starts the process and does not wait for it.
@@ -72,7 +87,7 @@ impl Receiver {
         assert!(self.child.is_none(), "the receiver runs already");
         let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("the log can be written");
         let out = File::create(&self.out).expect("its output can be written");
-        let mut command = mortal(&program("backhaul-receiver"));
+        let mut command = mortal_through(&self.through, &program("backhaul-receiver"));
         command.arg("--listen").arg(self.address()).arg("--store").arg(&self.store);
         if let Some((cert, key)) = &self.tls {
             command.arg("--tls-cert").arg(cert).arg("--tls-key").arg(key);
