@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::config::bounds::bounds;
-use crate::config::target::Target;
-use crate::config::{Config, Endpoint};
+use crate::config::Config;
 use crate::outbox::budget::WINDOW_MAX;
 use crate::outbox::dead::with_dead_letters;
 use crate::outbox::{self, Draft};

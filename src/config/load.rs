@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use super::read::{self, Meaning};
+use super::read::{self, Endpoints, Meaning};
 use super::tree::{self, Place, Table};
 use super::{Config, Endpoint, Local};
 
@@ -74,7 +74,7 @@ pub fn load(path: &Path) -> Result<Loaded, Vec<ConfigError>> {
 }
 
 /// What an `endpoints_file` says, and what a person should look at.
-pub fn endpoints(path: &Path) -> Result<(Vec<Endpoint>, Vec<String>), Vec<ConfigError>> {
+pub fn endpoints(path: &Path) -> Result<Endpoints, Vec<ConfigError>> {
     let tree = parse_file(path, 0).map_err(|error| vec![error])?;
     read::read_endpoints_file(&tree).map_err(|problems| placed(&[path.to_owned()], problems))
 }

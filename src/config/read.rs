@@ -26,6 +26,9 @@ pub struct Meaning {
     pub warnings: Vec<String>,
 }
 
+/// Endpoints, and what a person should look at.
+pub type Endpoints = (Vec<Endpoint>, Vec<String>);
+
 /// What the files mean, or all that is wrong.
 pub fn read(tree: &Table) -> Result<Meaning, Vec<(Place, String)>> {
     let problems = Problems::default();
@@ -67,7 +70,7 @@ pub fn read(tree: &Table) -> Result<Meaning, Vec<(Place, String)>> {
 }
 
 /// The tables of an `endpoints_file`: `[[endpoint]]`, checked as those of the configuration.
-pub fn read_endpoints_file(tree: &Table) -> Result<(Vec<Endpoint>, Vec<String>), Vec<(Place, String)>> {
+pub fn read_endpoints_file(tree: &Table) -> Result<Endpoints, Vec<(Place, String)>> {
     let problems = Problems::default();
     let mut warnings = Vec::new();
     let mut root = Section::root(tree, &problems);
