@@ -75,6 +75,13 @@ impl Endpoints {
         *self = Self { current: current as u8, all };
     }
 
+    /// Nothing binds for longer than this.
+    pub(super) fn cap(&mut self, until: Instant) {
+        for endpoint in &mut self.all {
+            (endpoint.word, endpoint.slow) = (endpoint.word.min(until), endpoint.slow.min(until));
+        }
+    }
+
     pub(super) fn count(&self) -> usize {
         self.all.len()
     }

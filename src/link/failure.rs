@@ -280,7 +280,12 @@ impl Failure {
 
     /// What an I/O error means while doing `stage` (`dialing`, `securing`, `up`, …).
     pub fn from_io(error: &io::Error, stage: &str) -> Self {
-        Self::new(class_of_io(error.kind()), format!("{stage}: {error}"))
+        let class = match error.raw_os_error() {
+            // ENODEV (the interface is gone), ENFILE and EMFILE have no kind. Their numbers are the same on every Linux.
+            Some(19 | 23 | 24) => Class::Local,
+            _other => class_of_io(error.kind()),
+        };
+        Self::new(class, format!("{stage}: {error}"))
     }
 
     /// What a close frame means (RFC 6455 § 7.4 and IANA's registry; protocol rule 11). 1005 stands for a close
@@ -428,6 +433,8 @@ mod tests {
             (100, Class::Local),       // ENETDOWN
             (99, Class::Local),        // EADDRNOTAVAIL
             (1, Class::Local),         // EPERM: a firewall rule here
+            (19, Class::Local),        // ENODEV: the interface is gone
+            (24, Class::Local),        // EMFILE
             (71, Class::Closed),       // EPROTO: anything else
         ] {
             let error = io::Error::from_raw_os_error(raw);

@@ -8,6 +8,7 @@
 mod dead_letters;
 mod oracle;
 mod scenarios;
+mod scripts;
 mod server;
 mod world;
 
@@ -45,6 +46,22 @@ fn a_server_that_forgets_is_told_what_it_will_not_get_again() {
 #[test]
 fn a_restored_image_begins_a_new_epoch_and_loses_nothing_it_holds() {
     explore("restored_image", 128, Faults { image_restore: 4, kill: 0, power_cut: 0, ..Faults::ALL });
+}
+
+#[test]
+fn ten_thousand_fault_scripts_are_never_stuck_never_impatient_and_never_two_sessions() {
+    let alone = env("SEED");
+    let seeds = alone.map_or(0..env("SEEDS").unwrap_or(10_000), |seed| seed..seed + 1);
+    let count = seeds.end - seeds.start;
+    let (mut sessions, mut stables) = (0, 0);
+    for seed in seeds {
+        let Ok(life) = std::panic::catch_unwind(|| scripts::run(seed, alone.is_some())) else {
+            panic!("see above\nreplay with: SEED={seed} cargo test --test simulation fault_scripts");
+        };
+        (sessions, stables) = (sessions + life.0, stables + life.1);
+    }
+    let proves = sessions > 3 * count && stables > count;
+    assert!(alone.is_some() || proves, "lives that reach nothing prove nothing: {sessions}, {stables}");
 }
 
 /// How many of 40 seeds notice the mutant.

@@ -25,6 +25,7 @@ impl Link {
         };
         self.usable = (0..16).fold(0, |usable, new| usable | had_path(new) << new);
         self.endpoints.remap(count, was);
+        self.endpoints.cap(now + self.config.wait_max());
         info!(target: "link", "reconfigured endpoints={count}");
         self.go_on(current, target, &old, now);
         self.save_rest();

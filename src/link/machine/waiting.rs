@@ -248,7 +248,7 @@ impl Link {
         self.network_at = now;
         match self.state {
             State::Up(_) => self.on_network_while_up(was, changed, now),
-            State::Waiting(waiting) => self.on_network_while_waiting(waiting, changed, now),
+            State::Waiting(waiting) => self.on_network_while_waiting(waiting, usable & !was != 0, changed, now),
             State::StartDelay { .. } | State::Resolving { .. } | State::Handshake(_) | State::Stopped => {}
         }
     }
@@ -267,7 +267,8 @@ impl Link {
         }
     }
 
-    fn on_network_while_waiting(&mut self, waiting: Waiting, changed: bool, now: Instant) {
+    /// `came`: there is a path where there was none.
+    fn on_network_while_waiting(&mut self, waiting: Waiting, came: bool, changed: bool, now: Instant) {
         if self.has_no_path() {
             if !waiting.parked {
                 self.wait_until(waiting, now);
@@ -279,7 +280,7 @@ impl Link {
             self.endpoints.on_network_back();
         }
         let before = self.endpoints.current();
-        if waiting.parked || !self.has_path() {
+        if waiting.parked || came || !self.has_path() {
             self.endpoints.choose(self.paths(), false, now);
         }
         let moved = self.endpoints.current() != before;

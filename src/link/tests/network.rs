@@ -100,6 +100,19 @@ fn a_path_lost_while_waiting_moves_the_next_attempt() {
 }
 
 #[test]
+fn a_path_that_comes_back_is_taken_although_the_wait_is_for_another_server() {
+    let mut rig = Rig::new(two(), 1);
+    rig.input(Input::Network { usable: 0b10, changed: true });
+    rig.connect_stably();
+    rig.input(Input::Retry { after_ms: 3_000_000, spread_ms: 0, endpoint: None });
+    assert!(rig.link.view().next_attempt.unwrap().since(rig.now) >= s(3000));
+    rig.now = rig.now + s(10);
+    rig.input(Input::Network { usable: 0b11, changed: true });
+    assert!(rig.attempt() <= s(1));
+    assert_eq!(rig.link.view().endpoint, Some(0));
+}
+
+#[test]
 fn a_preferred_path_that_comes_back_is_looked_at_soon() {
     let mut rig = Rig::new(two(), 1);
     rig.input(Input::Network { usable: 0b10, changed: true });
