@@ -12,6 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::outbox::Draft;
 use crate::record::{Epoch, Fetch, Item, LaneName, Offer, Seq};
+use crate::shell::uplink::Setup;
 use crate::time::Instant;
 
 /// Bytes of topic and body waiting for the outbox thread, at most; a put is taken while the sum is below it.
@@ -106,6 +107,9 @@ pub struct ForOutbox {
     pub rejected: BTreeMap<(LaneName, Epoch, Seq), Refusal>,
     /// Numberings that are not ours.
     pub foreign: Vec<(LaneName, Epoch)>,
+    /// A connection is about to begin: the uplink waits for the offers to name, and for
+    /// [`ForUplink::offers_prepared`].
+    pub prepare_offers: bool,
     /// The upstream's time in Unix ms, and when it was told: read with the fetches that follow it.
     pub server_time: Option<(u64, Instant)>,
     /// The agent is about to leave: no commit is held back any more.
@@ -128,6 +132,7 @@ impl ForOutbox {
             && self.fetches.is_empty()
             && self.rejected.is_empty()
             && self.foreign.is_empty()
+            && !self.prepare_offers
             && !self.hurry
             && !self.stop
     }
@@ -140,8 +145,14 @@ pub struct ForUplink {
     pub offers: Vec<Offer>,
     /// `offers` changed since the uplink looked.
     pub offers_changed: bool,
+    /// They are as a connection that begins now may name them.
+    pub offers_prepared: bool,
     /// Answers to fetches.
     pub items: Vec<(Fetch, Vec<Item>)>,
+    /// Another configuration, to be taken up in place.
+    pub setup: Option<Box<Setup>>,
+    /// Someone asks for a reload that changed nothing in the configuration: credentials may have changed.
+    pub sources_changed: bool,
     /// Leave.
     pub stop: bool,
 }

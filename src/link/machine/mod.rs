@@ -266,14 +266,25 @@ impl Link {
                 State::Resolving { .. } | State::Handshake(_) | State::Up(_) | State::Stopped => None,
             },
             backoff_ms: self.wait.as_millis() as u64,
-            rtt: match &self.state {
-                State::Up(session) => session.liveness.rtt(),
-                State::StartDelay { .. }
-                | State::Waiting(_)
-                | State::Resolving { .. }
-                | State::Handshake(_)
-                | State::Stopped => None,
-            },
+            rtt: self.liveness().and_then(Liveness::rtt),
+            suspect: self.liveness().is_some_and(|liveness| liveness.misses() > 0),
+            quality: self.liveness().map(Liveness::quality).unwrap_or_default(),
+        }
+    }
+
+    /// When an answer of the session's far end is late (RFC 6298).
+    pub fn rto(&self) -> Option<Duration> {
+        self.liveness().and_then(Liveness::rto)
+    }
+
+    fn liveness(&self) -> Option<&Liveness> {
+        match &self.state {
+            State::Up(session) => Some(&session.liveness),
+            State::StartDelay { .. }
+            | State::Waiting(_)
+            | State::Resolving { .. }
+            | State::Handshake(_)
+            | State::Stopped => None,
         }
     }
 

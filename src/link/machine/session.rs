@@ -16,7 +16,7 @@ impl Link {
         let config = &self.config;
         let age_ms_max = config.session_age_s_max.saturating_mul(1000);
         let session = Session {
-            liveness: Liveness::new(&config.heartbeat, now),
+            liveness: Liveness::new(&config.heartbeat, self.endpoints.interval_ms(self.target), now),
             proof: Proof::Young { until: now + Duration::from_millis(config.reconnect.stable_after_ms), proved: false },
             aged_at: (age_ms_max > 0).then(|| now + self.backoff.at_most(age_ms_max)),
             probing: None,
@@ -65,17 +65,32 @@ impl Link {
 
     pub(super) fn on_life(&mut self, now: Instant, sign: fn(&mut Liveness, &Heartbeat, Instant)) {
         if let State::Up(session) = &mut self.state {
+            self.pending.changed |= session.liveness.misses() > 0;
             sign(&mut session.liveness, &self.config.heartbeat, now);
+            self.remember_borne();
+        }
+    }
+
+    /// The ping interval that the path to this endpoint bears outlives the session.
+    fn remember_borne(&mut self) {
+        let State::Up(session) = &self.state else { return };
+        let borne = session.liveness.borne();
+        if self.endpoints.interval_ms(self.target) != borne {
+            self.endpoints.set_interval_ms(self.target, borne);
+            self.save_rest();
         }
     }
 
     pub(super) fn on_pulse_timeout(&mut self, now: Instant) {
         let State::Up(session) = &mut self.state else { return };
-        match session.liveness.on_timeout(&self.config.heartbeat, now) {
+        let verdict = session.liveness.on_timeout(&self.config.heartbeat, now);
+        let misses = session.liveness.misses();
+        self.remember_borne();
+        match verdict {
             Verdict::Ping => {
-                let misses = session.liveness.misses();
                 if misses > 0 {
                     debug!(target: "link", "suspect misses={misses}");
+                    self.pending.changed = true;
                 }
                 self.pending.action = Some(Output::Ping);
             }
