@@ -184,7 +184,8 @@ fn the_upstreams_time_stamps_what_an_unset_clock_cannot_and_sets_nothing() {
     for (now_ms, ahead, stamped) in [(told + 2 * ahead_ms, Duration::ZERO, true), (told - ahead_ms, HOUR, false)] {
         server.books(|books| {
             books.now_ms = Some(now_ms);
-            (books.records.clear(), books.stamps.clear());
+            books.records.clear();
+            books.stamps.clear();
         });
         touch_outbox(&config, ahead);
         touch(&dir.join("backoff"), Duration::ZERO);

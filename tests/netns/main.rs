@@ -228,7 +228,9 @@ fn a_link_of_two_kilobytes_a_second_drains_and_does_not_kill_itself() {
     }
     let mut lab = Lab::new("slow", |config| {
         let heartbeat = &mut config.upstream.heartbeat;
-        (heartbeat.interval_ms, heartbeat.timeout_ms, heartbeat.misses_max) = (2_000, 1_000, 3);
+        (heartbeat.interval_ms, heartbeat.timeout_ms, heartbeat.misses_max) = (2_000, 3_000, 3);
+        // All of it at once would take longer.
+        config.upstream.ack_timeout_ms = 10_000;
     });
     lab.gateway.run("tc qdisc add dev eth0 root tbf rate 16kbit burst 2000 limit 4000");
     lab.agent.start();
