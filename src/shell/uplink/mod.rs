@@ -6,7 +6,7 @@ mod dialing;
 mod expiry;
 
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use std::{fmt, mem};
 
 use log::{debug, info, trace, warn};
 use mio::{Events, Poll, Token, Waker};
+use serde::Serialize;
 
 use super::board::Board;
 use super::clock;
@@ -58,6 +59,8 @@ pub struct Setup {
     pub endpoints: Vec<Endpoint>,
     /// Offered in this order.
     pub encodings: Vec<Encoding>,
+    /// A lane lets live records go ahead of its backlog: the outbox is asked what to offer before a session begins.
+    pub live: bool,
     /// Hosts reached without the proxy.
     pub no_proxy: Vec<String>,
     /// How long a program may take that prints a credential.
@@ -66,6 +69,8 @@ pub struct Setup {
     pub heartbeat: Heartbeat,
     /// Where the backoff is kept: `backoff` in the local socket's folder.
     pub backoff_file: PathBuf,
+    /// Where the bytes of the day are kept, beside it. `upstream.cap` gives way to what it says.
+    pub day_file: PathBuf,
     /// Called in each turn of the loop: a sign of life for the watchdog. Waking the port makes a turn.
     pub watchdog: Hook,
     /// Called after [`Board::link`] has changed.
@@ -128,6 +133,9 @@ impl Uplink {
             setup.upstream.saved = Some(saved);
             setup.upstream.fresh_boot = !this_boot;
         }
+        if let Some((day, true)) = saved::read(&setup.day_file) {
+            setup.upstream.cap = setup.upstream.cap.with(day);
+        }
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         let port = Port::with_wake(wake(&waker));
@@ -157,10 +165,12 @@ impl Uplink {
             reaches,
             endpoint: 0,
             transport: Transport::None,
+            upgraded: None,
             ready: false,
             offered: false,
             meter: Rc::new(Meter::default()),
             wire: status::Wire::default(),
+            counted: 0,
             commands: 0,
             view_is_stale: true,
             was_up: false,
@@ -231,6 +241,8 @@ struct Reactor {
     reaches: Vec<Arc<Reach>>,
     endpoint: usize,
     transport: Transport,
+    /// The upgrade is through, and the core hears of it when the outbox has prepared what to offer.
+    upgraded: Option<Option<Encoding>>,
     /// The socket may have something for us, or take something.
     ready: bool,
     /// The outbox has said what it holds. A `hello` before that would name nothing, and the session end at once.
@@ -238,6 +250,8 @@ struct Reactor {
     meter: Rc<Meter>,
     /// As pinned last.
     wire: status::Wire,
+    /// All bytes, as told last.
+    counted: u64,
     /// Commands received since the start.
     commands: u64,
     view_is_stale: bool,
@@ -267,6 +281,7 @@ impl Reactor {
             self.perform();
         }
         self.flush();
+        self.count();
         self.publish();
         self.exit
     }
@@ -336,10 +351,11 @@ impl Reactor {
     }
 
     fn take_from_port(&mut self) {
-        let (offers, items, stop) = {
+        let (offers, items, prepared, stop) = {
             let mut port = self.port.lock();
             let changed = mem::take(&mut port.offers_changed);
-            (changed.then(|| port.offers.clone()), mem::take(&mut port.items), port.stop)
+            let prepared = mem::take(&mut port.offers_prepared);
+            (changed.then(|| port.offers.clone()), mem::take(&mut port.items), prepared, port.stop)
         };
         if stop {
             self.tell(Input::Stop);
@@ -348,6 +364,9 @@ impl Reactor {
         }
         for (fetch, items) in items {
             self.tell(Input::Items(&fetch, items));
+        }
+        if let Some(encoding) = self.upgraded.take_if(|_| prepared) {
+            self.begin_session(encoding);
         }
         if let Some(offers) = offers {
             self.offered = true;
@@ -379,16 +398,31 @@ impl Reactor {
                 }
                 Ok(Progress::Upgraded(open, encoding)) => {
                     self.transport = Transport::Open(open);
-                    let offers = {
-                        let mut port = self.port.lock();
-                        port.offers_changed = false;
-                        port.offers.clone()
-                    };
-                    self.tell(Input::Upgraded { encoding, offers: &offers });
+                    self.on_upgraded(encoding);
                 }
                 Err(failure) => self.fail(failure),
             }
         }
+    }
+
+    /// Where lanes may go on in a new epoch, the outbox is asked first: `hello` names all that the session carries.
+    fn on_upgraded(&mut self, encoding: Option<Encoding>) {
+        if self.setup.live {
+            self.port.lock().offers_prepared = false;
+            self.upgraded = Some(encoding);
+            self.outbox.give(|outbox| outbox.prepare_offers = true);
+        } else {
+            self.begin_session(encoding);
+        }
+    }
+
+    fn begin_session(&mut self, encoding: Option<Encoding>) {
+        let offers = {
+            let mut port = self.port.lock();
+            port.offers_changed = false;
+            port.offers.clone()
+        };
+        self.tell(Input::Upgraded { encoding, offers: &offers });
     }
 
     /// Takes the sockets that race as far as they go.
@@ -457,8 +491,8 @@ impl Reactor {
                 true
             }
             Incoming::Ping => false,
-            Incoming::Pong => {
-                self.tell(Input::Pong);
+            Incoming::Pong(payload) => {
+                self.tell(Input::Pong(&payload));
                 self.view_is_stale = true;
                 false
             }
@@ -509,9 +543,12 @@ impl Reactor {
                     open.send(frame, purpose);
                 }
             }
-            Output::Ping => {
+            Output::Ping { counter } => {
                 if let Transport::Open(open) = &mut self.transport {
-                    open.ping()?;
+                    match counter {
+                        Some(counter) => open.ping_behind(counter.to_string()),
+                        None => open.ping()?,
+                    }
                 }
             }
             Output::Drop { close } => {
@@ -543,6 +580,7 @@ impl Reactor {
                 trace!(target: "uplink", "command without subscriber seq={seq} topic={topic:?}");
             }
             Output::Save(saved) => self.save(saved),
+            Output::SaveDay(saved) => keep(&self.setup.day_file, saved),
             Output::GiveUp => self.exit = Some(Exit::GaveUp),
         }
         Ok(())
@@ -571,6 +609,7 @@ impl Reactor {
     }
 
     fn drop_transport(&mut self, close: Option<u16>) {
+        self.upgraded = None;
         self.dialing.drop_sockets();
         match (mem::take(&mut self.transport), close) {
             (Transport::Open(open), Some(code)) => open.close(code),
@@ -580,15 +619,24 @@ impl Reactor {
     }
 
     fn save(&mut self, saved: Saved) {
-        if let Err(error) = saved::write(&self.setup.backoff_file, saved) {
-            let path = self.setup.backoff_file.display();
-            debug!(target: "uplink", "backoff not kept path={path} error={error}");
+        keep(&self.setup.backoff_file, saved);
+    }
+
+    /// Tells the core what the meter shows.
+    fn count(&mut self) {
+        let wire = self.meter.wire();
+        let bytes = wire.bytes_sent + wire.bytes_received;
+        if bytes != mem::replace(&mut self.counted, bytes) {
+            self.tell(Input::Wire(bytes));
+            // What that allows again goes out.
+            self.flush();
         }
     }
 
     /// Pins to the board what has changed.
     fn publish(&mut self) {
-        let wire = self.meter.wire();
+        let mut wire = self.meter.wire();
+        (wire.day_bytes, wire.capped) = self.upstream.day();
         if wire != mem::replace(&mut self.wire, wire) {
             *self.board.wire.lock() = wire;
         }
@@ -612,6 +660,13 @@ impl Reactor {
         self.was_up = is_up;
         *self.board.link.lock() = view;
         (self.setup.link_changed)();
+    }
+}
+
+/// A hint for the next process: it is no fault where it cannot be kept.
+fn keep<T: Serialize>(file: &Path, saved: T) {
+    if let Err(error) = saved::write(file, saved) {
+        debug!(target: "uplink", "not kept path={} error={error}", file.display());
     }
 }
 
