@@ -176,6 +176,18 @@ impl Crew {
         }
     }
 
+    /// The uplink goes on with another configuration, in which nothing else has changed.
+    pub fn take_up(&self, config: &Config, device: &str, process: &Process) {
+        let (inbox, lives, local) = (&self.inbox, &self.uplink_lives, Arc::clone(&self.local));
+        let setup = setup::uplink(config, device, process, inbox, lives, local);
+        self.uplink.give(|cell| cell.setup = Some(Box::new(setup)));
+    }
+
+    /// Credentials may have changed, or whatever else an attempt reads afresh.
+    pub fn look_again(&self) {
+        self.uplink.give(|cell| cell.sources_changed = true);
+    }
+
     /// True when every loop has turned since the last call, and makes it turn again.
     pub fn lives(&self) -> bool {
         let lives = self.uplink_lives.swap(false, Ordering::Relaxed) & self.local_lives.swap(false, Ordering::Relaxed);

@@ -2,8 +2,8 @@
 //!
 //! The threads of one configuration are a [`Crew`]: they start together and they stop together, so that no thread
 //! ever meets another's leftovers. One that panics ends its crew; a new crew starts, a few times, then the process
-//! leaves with an error and the service manager takes over. A reload is the same: a new crew, with the new
-//! configuration.
+//! leaves with an error and the service manager takes over. A reload that the uplink can take up in place changes
+//! no thread and ends no session; any other one is a new crew, with the new configuration.
 
 mod bell;
 mod crew;
@@ -181,6 +181,10 @@ impl Agent {
         self.start()
     }
 
+    fn set_log_level(&self) {
+        log::set_max_level(self.config.log.level_filter().unwrap_or(log::LevelFilter::Info));
+    }
+
     /// A configuration that is bad leaves the running one as it is; one that turns out not to work, too.
     fn reload(&mut self) -> Result<(), ExitCode> {
         self.notify.reloading();
@@ -204,7 +208,18 @@ impl Agent {
             log::warn!(target: "config", "{warning}");
         }
         if loaded.config == self.config && loaded.device == self.options.device {
-            log::info!(target: "config", "nothing has changed, but secrets are read at each attempt");
+            log::info!(target: "config", "nothing has changed, credentials are looked at again");
+            self.crew.iter().for_each(Crew::look_again);
+            return Ok(());
+        }
+        if let Some(crew) = &self.crew
+            && loaded.device == self.options.device
+            && setup::in_place(&self.config, &loaded.config)
+        {
+            self.config = loaded.config;
+            crew.take_up(&self.config, &self.options.device, &self.process);
+            self.set_log_level();
+            log::info!(target: "config", "reloaded in place");
             return Ok(());
         }
         let new_lock = if loaded.config.outbox.dir == self.config.outbox.dir {
@@ -226,7 +241,7 @@ impl Agent {
                 if let Some(lock) = new_lock {
                     self.lock = lock;
                 }
-                log::set_max_level(self.config.log.level_filter().unwrap_or(log::LevelFilter::Info));
+                self.set_log_level();
                 log::info!(target: "config", "reloaded");
                 Ok(())
             }

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::config::Config;
 use crate::config::bounds::bounds;
-use crate::config::target::Target;
-use crate::config::{Config, Endpoint};
 use crate::outbox::budget::WINDOW_MAX;
 use crate::outbox::dead::with_dead_letters;
 use crate::outbox::{self, Draft};
@@ -15,6 +14,7 @@ use crate::shell::EventHook;
 use crate::shell::board::Board;
 use crate::shell::outbox::Spending;
 use crate::shell::port::{ForLocal, ForOutbox, Port, Put};
+use crate::shell::remedy::Runner;
 use crate::shell::snapshot::Source;
 use crate::shell::uplink::{self, Hook};
 use crate::shell::{clock, entropy, local};
@@ -29,7 +29,6 @@ const BOOT_WINDOW: Duration = Duration::from_secs(300);
 const BATCH_MS_MAX: u64 = 1000;
 
 /// What is the same for every crew of this process.
-#[derive(Debug)]
 pub(super) struct Process {
     /// When it started.
     started: Instant,
@@ -39,6 +38,8 @@ pub(super) struct Process {
     pub(super) boot: u32,
     /// The machine's id; empty where there is none.
     machine: String,
+    /// Outlives its crew, lest two of them run a remedy each.
+    runner: Arc<Runner>,
 }
 
 impl Process {
@@ -50,6 +51,7 @@ impl Process {
             nonce: format!("{:016x}", entropy::draw()),
             boot: crc32c::crc32c(read("/proc/sys/kernel/random/boot_id").as_bytes()),
             machine: read("/etc/machine-id"),
+            runner: Arc::default(),
         }
     }
 }
@@ -83,6 +85,7 @@ pub(super) fn board(config: &Config) -> Board {
     };
     *board.lanes.lock() = config.lanes.iter().map(lane).collect();
     board.link.lock().state = "idle";
+    *board.endpoints.lock() = config.upstream.endpoints.iter().map(|endpoint| endpoint.url.clone()).collect();
     *board.flash.lock() = status::Flash { state: "ok".into(), ..status::Flash::default() };
     board
 }
@@ -104,7 +107,6 @@ pub(super) fn source(config: &Config, device: &str, process: &Process, board: &A
         },
         started: process.started,
         opened: clock::now(),
-        endpoints: urls(config),
         queues_bytes_max: queues.map(|(_, bytes)| bytes).sum(),
     }
 }
@@ -136,7 +138,6 @@ pub(super) fn uplink(
     local: Arc<Port<ForLocal>>,
 ) -> uplink::Setup {
     let upstream = &config.upstream;
-    let tls = |endpoint: &Endpoint| Target::try_new(&endpoint.url).is_ok_and(|target| target.tls);
     let link = link::Config {
         reconnect: upstream.reconnect,
         heartbeat: upstream.heartbeat,
@@ -144,7 +145,7 @@ pub(super) fn uplink(
         server_wait_ms_max: upstream.server_wait_ms_max,
         session_age_s_max: upstream.session_age_s_max,
         attempts_max: upstream.attempts_max,
-        endpoints_tls: upstream.endpoints.iter().map(tls).collect(),
+        endpoints_tls: Vec::new(),
         remedies: config
             .remedies
             .iter()
@@ -160,27 +161,30 @@ pub(super) fn uplink(
         records_per_s_max: upstream.pace.records_per_s_max,
         bytes_per_s_max: upstream.pace.bytes_per_s_max,
         lanes: config.lanes.iter().map(dialect_lane).collect(),
-        endpoint_urls: urls(config),
+        endpoint_urls: Vec::new(),
         ..dialect::Config::default()
     };
     let encodings = match upstream.dialect {
         config::Dialect::Backhaul => upstream.encodings.clone(),
         config::Dialect::Plain => Vec::new(),
     };
-    uplink::Setup {
+    let mut setup = uplink::Setup {
         upstream: upstream::Setup {
             link: Arc::new(link),
             dialect: Arc::new(dialect),
             device: device.into(),
             agent: concat!("backhaul/", env!("CARGO_PKG_VERSION")).into(),
             boot: process.nonce.clone(),
-            endpoints: urls(config),
+            endpoints: Vec::new(),
             seed: entropy::draw(),
             saved: None,
             fresh_boot: process.started.since(Instant::default()) < BOOT_WINDOW,
             cap: Cap::new(upstream.pace.bytes_per_day_max),
         },
-        endpoints: upstream.endpoints.clone(),
+        endpoints: Vec::new(),
+        endpoints_file: upstream.endpoints_file.clone(),
+        remedies: config.remedies.clone(),
+        runner: Arc::clone(&process.runner),
         encodings,
         live: config.lanes.iter().any(|lane| lane.live_share > 0.0),
         no_proxy: upstream.no_proxy.clone(),
@@ -188,10 +192,35 @@ pub(super) fn uplink(
         heartbeat: upstream.heartbeat,
         backoff_file: config.local.socket.with_file_name("backoff"),
         day_file: config.local.socket.with_file_name("day"),
+        flash_file: config.outbox.dir.join("link").join("backoff"),
         watchdog: set(lives),
         link_changed: Arc::new(move || local.give(|cell| cell.link_changed = true)),
         event: event_hook(config, process, inbox),
-    }
+    };
+    setup.set_endpoints(upstream.endpoints.clone());
+    setup
+}
+
+/// True where a running uplink can take up all that has changed: then no session need end for it.
+pub(super) fn in_place(old: &Config, new: &Config) -> bool {
+    let upstream = config::Upstream {
+        dialect: new.upstream.dialect,
+        encodings: new.upstream.encodings.clone(),
+        window_records: new.upstream.window_records,
+        window_bytes: new.upstream.window_bytes,
+        batch_bytes_max: new.upstream.batch_bytes_max,
+        command_wait_ms: new.upstream.command_wait_ms,
+        events_lane: new.upstream.events_lane.clone(),
+        ..old.upstream.clone()
+    };
+    // What decides on memory, on what is said, and on what goes where is another crew's.
+    upstream == old.upstream
+        && Config {
+            upstream: old.upstream.clone(),
+            remedies: old.remedies.clone(),
+            log: old.log.clone(),
+            ..new.clone()
+        } == *old
 }
 
 fn dialect_lane(lane: &config::Lane) -> dialect::LaneConfig {
@@ -231,10 +260,6 @@ pub(super) fn event_hook(config: &Config, process: &Process, inbox: &Arc<Port<Fo
             log::warn!(target: "agent", "no room for an event kind={kind} detail={detail}");
         }
     })
-}
-
-fn urls(config: &Config) -> Vec<String> {
-    config.upstream.endpoints.iter().map(|endpoint| endpoint.url.clone()).collect()
 }
 
 fn set(lives: &Arc<AtomicBool>) -> Hook {

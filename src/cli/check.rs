@@ -29,6 +29,10 @@ fn report(loaded: &Loaded) -> String {
     }
     text += &format!("# device {}\n\n", loaded.device);
     text += &toml::to_string(&loaded.config).expect("strings, numbers and lists of tables, all of which TOML has");
+    if let Some((file, endpoints)) = loaded.config.upstream.endpoints_file.as_ref().zip(loaded.endpoints.as_ref()) {
+        text += &format!("\n# endpoints now, of {}\n", file.display());
+        text.extend(endpoints.iter().map(|endpoint| format!("#   {}\n", endpoint.url)));
+    }
     let Bounds { memory, flash } = bounds::bounds(&loaded.config);
     section(&mut text, "memory, at most", memory.iter().map(|(part, bytes)| (*part, *bytes)));
     section(&mut text, "flash, at most", flash.iter().map(|(part, bytes)| (part.as_str(), *bytes)));

@@ -6,9 +6,9 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use super::read::{self, Meaning};
+use super::read::{self, Endpoints, Meaning};
 use super::tree::{self, Place, Table};
-use super::{Config, Local};
+use super::{Config, Endpoint, Local};
 
 /// Where the configuration is unless said otherwise.
 pub const DEFAULT_PATH: &str = "/etc/backhaul/backhaul.toml";
@@ -23,6 +23,8 @@ pub struct Loaded {
     pub config: Config,
     /// Who this gateway is, resolved.
     pub device: String,
+    /// What `endpoints_file` says, if there is one and it is good.
+    pub endpoints: Option<Vec<Endpoint>>,
     /// What a person should look at; none of it keeps the agent from running.
     pub warnings: Vec<String>,
     /// What was read, in order.
@@ -54,8 +56,27 @@ impl std::error::Error for ConfigError {}
 /// Reads, merges and checks the configuration at `path`, all it refers to included. Every error is told.
 pub fn load(path: &Path) -> Result<Loaded, Vec<ConfigError>> {
     let (files, tree) = read_files(path)?;
-    let Meaning { config, device, warnings } = read::read(&tree).map_err(|problems| placed(&files, problems))?;
-    Ok(Loaded { config, device, warnings, files })
+    let Meaning { config, device, mut warnings } = read::read(&tree).map_err(|problems| placed(&files, problems))?;
+    let endpoints_file = config.upstream.endpoints_file.as_deref().map(endpoints);
+    let endpoints = match endpoints_file {
+        None => None,
+        Some(Ok((endpoints, more))) => {
+            warnings.extend(more);
+            Some(endpoints)
+        }
+        Some(Err(errors)) => {
+            let stay = |error| format!("{error}: the endpoints of the configuration are used");
+            warnings.extend(errors.into_iter().map(stay));
+            None
+        }
+    };
+    Ok(Loaded { config, device, endpoints, warnings, files })
+}
+
+/// What an `endpoints_file` says, and what a person should look at.
+pub fn endpoints(path: &Path) -> Result<Endpoints, Vec<ConfigError>> {
+    let tree = parse_file(path, 0).map_err(|error| vec![error])?;
+    read::read_endpoints_file(&tree).map_err(|problems| placed(&[path.to_owned()], problems))
 }
 
 /// The local socket's path alone, for programs that talk to the agent: other errors are the agent's business.

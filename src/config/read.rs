@@ -26,6 +26,9 @@ pub struct Meaning {
     pub warnings: Vec<String>,
 }
 
+/// Endpoints, and what a person should look at.
+pub type Endpoints = (Vec<Endpoint>, Vec<String>);
+
 /// What the files mean, or all that is wrong.
 pub fn read(tree: &Table) -> Result<Meaning, Vec<(Place, String)>> {
     let problems = Problems::default();
@@ -64,6 +67,17 @@ pub fn read(tree: &Table) -> Result<Meaning, Vec<(Place, String)>> {
     let config = Config { device, upstream, outbox, lanes, local, remedies, log };
     let problems = problems.into_sorted();
     if problems.is_empty() { Ok(Meaning { config, device: device_name, warnings }) } else { Err(problems) }
+}
+
+/// The tables of an `endpoints_file`: `[[endpoint]]`, checked as those of the configuration.
+pub fn read_endpoints_file(tree: &Table) -> Result<Endpoints, Vec<(Place, String)>> {
+    let problems = Problems::default();
+    let mut warnings = Vec::new();
+    let mut root = Section::root(tree, &problems);
+    let endpoints = read_endpoints(&mut root, &mut warnings);
+    root.finish();
+    let problems = problems.into_sorted();
+    if problems.is_empty() { Ok((endpoints, warnings)) } else { Err(problems) }
 }
 
 /// The socket's path alone: whoever talks to the agent need not be allowed to see more.
@@ -134,7 +148,7 @@ fn read_endpoints(upstream: &mut Section<'_>, warnings: &mut Vec<String>) -> Vec
     const ENDPOINTS_MAX: usize = 16;
     let Some(sections) = upstream.sections("endpoint") else { return Vec::new() };
     if sections.is_empty() {
-        upstream.fail("endpoint", "at least one [[upstream.endpoint]] with its url is needed");
+        upstream.fail("endpoint", "at least one table with its url is needed");
     } else if sections.len() > ENDPOINTS_MAX {
         upstream.fail("endpoint", &format!("at most {ENDPOINTS_MAX} are allowed"));
     }

@@ -2,10 +2,10 @@
 //! gone when this returns. What it prints is known to the caller alone; its errors go nowhere, because they may quote
 //! a secret.
 
-use std::io::{self, Read as _};
+use std::io::{self, PipeReader, Read as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -38,13 +38,45 @@ pub fn output(
     timeout: Duration,
     wanted: impl Fn() -> bool,
 ) -> Result<Vec<u8>, Fault> {
+    let (pipe, writer) = io::pipe().map_err(Fault::Io)?;
+    let mut process = process(command)?;
+    process.stdout(writer).stderr(Stdio::null());
+    let reader = Reader { pipe: Some(pipe), bytes: Vec::new(), bytes_max, cut: false };
+    let (status, bytes) = to_its_end(process, reader, timeout, wanted)?;
+    if status.success() { Ok(bytes) } else { Err(Fault::Failed(status)) }
+}
+
+/// How the program left, and the beginning of what it said, errors included.
+pub fn run(
+    command: &[String],
+    environment: &[(&str, String)],
+    bytes_max: usize,
+    timeout: Duration,
+) -> Result<(ExitStatus, Vec<u8>), Fault> {
+    let (pipe, writer) = io::pipe().map_err(Fault::Io)?;
+    let mut process = process(command)?;
+    process.envs(environment.iter().map(|(name, value)| (name, value)));
+    process.stderr(writer.try_clone().map_err(Fault::Io)?).stdout(writer);
+    let reader = Reader { pipe: Some(pipe), bytes: Vec::new(), bytes_max, cut: true };
+    to_its_end(process, reader, timeout, || true)
+}
+
+fn process(command: &[String]) -> Result<Command, Fault> {
     let (program, arguments) = command.split_first().ok_or_else(|| Fault::Io(io::ErrorKind::InvalidInput.into()))?;
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
-    let mut child = command.spawn().map_err(Fault::Io)?;
-    let pipe = child.stdout.take();
-    let group = Group(child);
-    let mut reader = Reader { pipe, bytes: Vec::new(), bytes_max };
+    let mut process = Command::new(program);
+    process.args(arguments).stdin(Stdio::null()).process_group(0);
+    Ok(process)
+}
+
+fn to_its_end(
+    mut process: Command,
+    mut reader: Reader,
+    timeout: Duration,
+    wanted: impl Fn() -> bool,
+) -> Result<(ExitStatus, Vec<u8>), Fault> {
+    let group = Group(process.spawn().map_err(Fault::Io)?);
+    // Our ends of the pipe that it writes to.
+    drop(process);
     let deadline = clock::now() + timeout;
     loop {
         let left = deadline.since(clock::now());
@@ -62,14 +94,16 @@ pub fn output(
         }
     }
     let status = group.end().map_err(Fault::Io)?;
-    if status.success() { Ok(reader.bytes) } else { Err(Fault::Failed(status)) }
+    Ok((status, reader.bytes))
 }
 
 struct Reader {
     /// `None` at its end.
-    pipe: Option<ChildStdout>,
+    pipe: Option<PipeReader>,
     bytes: Vec<u8>,
     bytes_max: usize,
+    /// What is beyond is dropped; else it is an error.
+    cut: bool,
 }
 
 impl Reader {
@@ -92,6 +126,9 @@ impl Reader {
             self.pipe = None;
         }
         self.bytes.extend_from_slice(&buffer[..count]);
+        if self.cut {
+            self.bytes.truncate(self.bytes_max);
+        }
         if self.bytes.len() > self.bytes_max { Err(Fault::TooLong) } else { Ok(count > 0) }
     }
 }

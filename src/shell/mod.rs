@@ -14,6 +14,7 @@ pub mod notify;
 pub mod outbox;
 pub mod port;
 mod prepare;
+pub mod remedy;
 mod saved;
 pub mod snapshot;
 mod sources;

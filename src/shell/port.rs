@@ -12,6 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::outbox::Draft;
 use crate::record::{Epoch, Fetch, Item, LaneName, Offer, Seq};
+use crate::shell::uplink::Setup;
 use crate::time::Instant;
 
 /// Bytes of topic and body waiting for the outbox thread, at most; a put is taken while the sum is below it.
@@ -148,6 +149,10 @@ pub struct ForUplink {
     pub offers_prepared: bool,
     /// Answers to fetches.
     pub items: Vec<(Fetch, Vec<Item>)>,
+    /// Another configuration, to be taken up in place.
+    pub setup: Option<Box<Setup>>,
+    /// Someone asks for a reload that changed nothing in the configuration: credentials may have changed.
+    pub sources_changed: bool,
     /// Leave.
     pub stop: bool,
 }

@@ -1,8 +1,8 @@
-//! What outlives a restart of the process, as small files beside the local socket: a crash loop must not bypass the
-//! backoff, nor have a fresh flash budget each time. Hints: whatever is wrong with one, its reader begins without.
+//! What outlives a restart of the process, as small files beside the local socket, and a reboot, as one on flash: a
+//! crash loop must not bypass the backoff, nor have a fresh flash budget each time. Hints: whatever is wrong with one, its reader begins without.
 
 use std::fs;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -29,12 +29,35 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Option<(T, bool)> {
     Some((content.saved, content.boot_id == boot_id()))
 }
 
+/// Writes it; a failure is worth a word for who looks for one, no more.
+pub fn keep<T: Serialize>(path: &Path, saved: T) {
+    if let Err(error) = write(path, saved) {
+        log::debug!(target: "agent", "not kept path={} error={error}", path.display());
+    }
+}
+
 /// Replaces the file as a whole. Not synced: it is of use only while the machine runs.
 pub fn write<T: Serialize>(path: &Path, saved: T) -> io::Result<()> {
     let text = serde_json::to_string(&Content { boot_id: boot_id(), saved })?;
     let temporary = path.with_extension("new");
     fs::write(&temporary, text)?;
     fs::rename(&temporary, path)
+}
+
+/// The same on flash: there after a power cut, too. Makes the folder.
+pub fn write_durably<T: Serialize>(path: &Path, saved: T) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    if let Err(error) = fs::create_dir(folder)
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(error);
+    }
+    let temporary = path.with_extension("new");
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(serde_json::to_string(&Content { boot_id: boot_id(), saved })?.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    fs::File::open(folder)?.sync_all()
 }
 
 /// Empty where the kernel does not say: then any file counts as of this boot.

@@ -20,8 +20,6 @@ pub struct Source {
     pub started: Instant,
     /// When the outbox was opened that writes to flash.
     pub opened: Instant,
-    /// The configured endpoints' URLs.
-    pub endpoints: Vec<String>,
     /// The bound that `check` prints.
     pub queues_bytes_max: u64,
 }
@@ -71,7 +69,8 @@ impl Source {
     pub fn link(&self) -> Link {
         let wall_ms = clock::wall_ms_if_set();
         let certificate = self.board.certificate.lock().as_ref().map(|view| view.status(wall_ms));
-        let link = self.board.link.lock().status(clock::now(), &self.endpoints, wall_ms.is_some());
+        let endpoints = self.board.endpoints.lock().clone();
+        let link = self.board.link.lock().status(clock::now(), &endpoints, wall_ms.is_some());
         Link { certificate, ..link }
     }
 }
@@ -95,7 +94,7 @@ mod tests {
         *board.lanes.lock() = vec![lane(Some(5)), lane(None)];
         *board.lanes_at.lock() = Instant::from_micros(10_000_000);
         let (agent, started) = (Agent::default(), Instant::default());
-        let source = Source { board, agent, started, opened: started, endpoints: Vec::new(), queues_bytes_max: 0 };
+        let source = Source { board, agent, started, opened: started, queues_bytes_max: 0 };
         let lanes = source.lanes(Instant::from_micros(13_900_000));
         assert_eq!((lanes[0].oldest_s, lanes[1].oldest_s), (Some(8), None));
     }

@@ -52,6 +52,16 @@ impl Cap {
         self
     }
 
+    /// So many from now on; what is spent is spent.
+    pub(super) const fn set_max(&mut self, bytes_per_day_max: u64) {
+        self.bytes_per_day_max = bytes_per_day_max;
+    }
+
+    /// So many bytes in any 24 hours.
+    pub const fn max(&self) -> u64 {
+        self.bytes_per_day_max
+    }
+
     /// The meter shows so many bytes since the process started. True where that is worth keeping.
     pub(super) fn handle_wire(&mut self, total: u64, now: Instant) -> bool {
         self.turn(now);

@@ -56,6 +56,8 @@ pub struct Reconfiguration {
     pub endpoints: Vec<String>,
     /// For each of them its index before, where it is the same endpoint.
     pub was: Vec<Option<u8>>,
+    /// Bytes on the wire in any 24 hours; 0: any number.
+    pub bytes_per_day_max: u64,
 }
 
 /// What happened. The shell reports only of the lookup and the transport asked for last.
@@ -327,7 +329,8 @@ impl Upstream {
     /// Another configuration, from now on; see [`Link::reconfigure`]. What concerns the dialect holds from the next
     /// session on.
     pub fn reconfigure(&mut self, new: Reconfiguration, now: Instant) {
-        let Reconfiguration { link, dialect, endpoints, was } = new;
+        let Reconfiguration { link, dialect, endpoints, was, bytes_per_day_max } = new;
+        self.cap.set_max(bytes_per_day_max);
         self.batch_records_max = self.batch_records_max.min(dialect.window_records.max(1));
         self.dialect = dialect;
         self.endpoints = endpoints;

@@ -41,7 +41,6 @@ impl Bench {
             agent: Default::default(),
             started: clock::now(),
             opened: clock::now(),
-            endpoints: Vec::new(),
             queues_bytes_max: 77,
         };
         let local =

@@ -68,6 +68,13 @@ impl Dialing {
         }
     }
 
+    /// The endpoints are others now; `was[i]` is the index before of the one that is now i.
+    pub fn reorder(&mut self, was: &[Option<u8>]) {
+        let before = |was: &Option<u8>| self.presented.get(usize::from((*was)?)).copied().flatten();
+        self.presented = was.iter().map(before).collect();
+        self.redirected = None;
+    }
+
     /// Begins to get what it takes to dial; the answer comes from [`Dialing::take_answer`]. `recheck`: it is a refusal's
     /// sequel, and credentials that are still those presented last are the answer.
     pub fn prepare(

@@ -3,10 +3,12 @@
 //! one poll.
 
 mod dialing;
+mod elsewhere;
 mod expiry;
+mod keeping;
 
 use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,26 +16,28 @@ use std::{fmt, mem};
 
 use log::{debug, info, trace, warn};
 use mio::{Events, Poll, Token, Waker};
-use serde::Serialize;
 
 use super::board::Board;
 use super::clock;
 use super::netlink::{News, Watch};
 use super::port::{ForOutbox, ForUplink, Port, Refusal};
 use super::prepare::ADDRESSES_MAX;
+use super::remedy::{Run, Runner};
 use super::saved;
 use super::transport::{BUFFERS_BYTES_MAX, Handshake, Incoming, Location, Meter, Open, Progress, Reach};
 use crate::config::proxy::{Environment, proxy_for};
 use crate::config::target::Target;
-use crate::config::{self, Encoding, Endpoint, Heartbeat};
+use crate::config::{self, Encoding, Endpoint, Heartbeat, Remedy};
 use crate::dialect::Purpose;
 use crate::dialect::message::SERVER_MESSAGE_BYTES_MAX;
-use crate::link::{Class, DETAIL_BYTES_MAX, Failure, Saved};
+use crate::link::{self, Class, DETAIL_BYTES_MAX, Failure};
 use crate::record::{Fetch, Item, Seq};
 use crate::status;
 use crate::upstream::{self, Input, Output, Upstream};
 use dialing::{Dialing, Race};
+use elsewhere::EndpointsFile;
 use expiry::Expiry;
+use keeping::Keeping;
 
 const WAKE: Token = Token(0);
 const UPSTREAM: Token = Token(1);
@@ -55,8 +59,14 @@ pub struct Setup {
     /// For the core. `endpoints` are the URLs of `endpoints` below, in the same order; `saved` and `fresh_boot` give
     /// way to what the backoff file says.
     pub upstream: upstream::Setup,
-    /// In order of preference.
+    /// In order of preference; [`Setup::set_endpoints`] changes them.
     pub endpoints: Vec<Endpoint>,
+    /// Where others are, which stand in for them.
+    pub endpoints_file: Option<PathBuf>,
+    /// What to run where nothing else helps.
+    pub remedies: Vec<Remedy>,
+    /// Runs it, one after the other in the whole process.
+    pub runner: Arc<Runner>,
     /// Offered in this order.
     pub encodings: Vec<Encoding>,
     /// A lane lets live records go ahead of its backlog: the outbox is asked what to offer before a session begins.
@@ -71,6 +81,8 @@ pub struct Setup {
     pub backoff_file: PathBuf,
     /// Where the bytes of the day are kept, beside it. `upstream.cap` gives way to what it says.
     pub day_file: PathBuf,
+    /// Where it is kept on flash, for the time after a reboot.
+    pub flash_file: PathBuf,
     /// Called in each turn of the loop: a sign of life for the watchdog. Waking the port makes a turn.
     pub watchdog: Hook,
     /// Called after [`Board::link`] has changed.
@@ -82,6 +94,18 @@ pub struct Setup {
 impl fmt::Debug for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Setup").field("upstream", &self.upstream).field("endpoints", &self.endpoints).finish()
+    }
+}
+
+impl Setup {
+    /// Other endpoints, wherever they are named.
+    pub fn set_endpoints(&mut self, endpoints: Vec<Endpoint>) {
+        let tls = |endpoint: &Endpoint| Target::try_new(&endpoint.url).is_ok_and(|target| target.tls);
+        let urls: Vec<_> = endpoints.iter().map(|endpoint| endpoint.url.clone()).collect();
+        Arc::make_mut(&mut self.upstream.link).endpoints_tls = endpoints.iter().map(tls).collect();
+        Arc::make_mut(&mut self.upstream.dialect).endpoint_urls.clone_from(&urls);
+        self.upstream.endpoints = urls;
+        self.endpoints = endpoints;
     }
 }
 
@@ -116,6 +140,8 @@ pub struct Uplink {
     waker: Arc<Waker>,
     port: Arc<Port<ForUplink>>,
     reaches: Vec<Arc<Reach>>,
+    elsewhere: Option<EndpointsFile>,
+    keeping: Keeping,
     setup: Setup,
 }
 
@@ -128,8 +154,13 @@ impl Uplink {
                 "as many endpoints as the link knows, and at least one",
             ));
         }
+        let mut elsewhere = setup.endpoints_file.as_deref().map(EndpointsFile::new);
+        if let Some(endpoints) = elsewhere.as_mut().and_then(EndpointsFile::look) {
+            setup.set_endpoints(endpoints);
+        }
         let reaches = setup.endpoints.iter().map(|endpoint| reach(endpoint, &setup)).collect::<io::Result<_>>()?;
-        if let Some((saved, this_boot)) = saved::read(&setup.backoff_file) {
+        let (keeping, found) = Keeping::begin(&setup);
+        if let Some((saved, this_boot)) = found {
             setup.upstream.saved = Some(saved);
             setup.upstream.fresh_boot = !this_boot;
         }
@@ -139,7 +170,7 @@ impl Uplink {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         let port = Port::with_wake(wake(&waker));
-        Ok(Self { poll, waker, port: Arc::new(port), reaches, setup })
+        Ok(Self { poll, waker, port: Arc::new(port), reaches, elsewhere, keeping, setup })
     }
 
     /// Where the other threads leave what is for this one.
@@ -149,7 +180,8 @@ impl Uplink {
 
     /// Runs until told to stop, on the calling thread. The first attempt waits for the first offers.
     pub fn run(self, outbox: Arc<Port<ForOutbox>>, board: Arc<Board>) -> Exit {
-        let Self { poll, waker, port, reaches, setup } = self;
+        let Self { poll, waker, port, reaches, elsewhere, keeping, setup } = self;
+        board.endpoints.lock().clone_from(&setup.upstream.endpoints);
         let mut network = Watch::new(poll.registry(), NETWORK);
         network.set_places(reaches.iter().map(|reach| place(reach)), clock::now());
         let clock_watch = clock::Watch::try_new(poll.registry(), CLOCK);
@@ -163,6 +195,8 @@ impl Uplink {
             dialing: Dialing::new(|| wake(&waker), reaches.len()),
             expiry: Expiry::default(),
             reaches,
+            elsewhere,
+            keeping,
             endpoint: 0,
             transport: Transport::None,
             upgraded: None,
@@ -240,6 +274,8 @@ struct Reactor {
     /// The endpoints, and which of them was resolved last.
     reaches: Vec<Arc<Reach>>,
     endpoint: usize,
+    elsewhere: Option<EndpointsFile>,
+    keeping: Keeping,
     transport: Transport,
     /// The upgrade is through, and the core hears of it when the outbox has prepared what to offer.
     upgraded: Option<Option<Encoding>>,
@@ -277,6 +313,7 @@ impl Reactor {
         }
         // Only now: a pong that lies in the socket already is in time, however late this thread is.
         if self.offered {
+            self.look_elsewhere();
             self.upstream.handle_timeout(clock::now());
             self.perform();
         }
@@ -351,16 +388,24 @@ impl Reactor {
     }
 
     fn take_from_port(&mut self) {
-        let (offers, items, prepared, stop) = {
+        let (offers, items, prepared, setup, sources_changed, stop) = {
             let mut port = self.port.lock();
             let changed = mem::take(&mut port.offers_changed);
+            let offers = changed.then(|| port.offers.clone());
             let prepared = mem::take(&mut port.offers_prepared);
-            (changed.then(|| port.offers.clone()), mem::take(&mut port.items), prepared, port.stop)
+            let (setup, sources_changed) = (port.setup.take(), mem::take(&mut port.sources_changed));
+            (offers, mem::take(&mut port.items), prepared, setup, sources_changed, port.stop)
         };
         if stop {
             self.tell(Input::Stop);
             self.exit = Some(Exit::Stopped);
             return;
+        }
+        if let Some(setup) = setup {
+            self.take_up(*setup);
+        }
+        if sources_changed {
+            self.tell(Input::SourcesChanged);
         }
         for (fetch, items) in items {
             self.tell(Input::Items(&fetch, items));
@@ -372,6 +417,58 @@ impl Reactor {
             self.offered = true;
             self.tell(Input::Offers(&offers));
         }
+    }
+
+    /// Before an attempt: are there other endpoints?
+    fn look_elsewhere(&mut self) {
+        let due = self.upstream.poll_timeout().filter(|(at, _)| *at <= clock::now()).map(|(_, timer)| timer);
+        let attempt = matches!(due, Some(upstream::Timer::Link(link::Timer::Retry | link::Timer::StartDelay)));
+        let Some(elsewhere) = self.elsewhere.as_mut().filter(|_| attempt) else { return };
+        if let Some(endpoints) = elsewhere.look() {
+            let mut setup = self.setup.clone();
+            setup.set_endpoints(endpoints);
+            self.reconfigure(setup);
+        }
+    }
+
+    /// A reload. What `endpoints_file` says stands in for what the configuration says; where it says nothing good,
+    /// what it said last.
+    fn take_up(&mut self, mut setup: Setup) {
+        let same_file = setup.endpoints_file == self.setup.endpoints_file;
+        if !same_file {
+            self.elsewhere = setup.endpoints_file.as_deref().map(EndpointsFile::new);
+        }
+        match self.elsewhere.as_mut().map(EndpointsFile::look) {
+            Some(Some(endpoints)) => setup.set_endpoints(endpoints),
+            Some(None) if same_file => setup.set_endpoints(self.setup.endpoints.clone()),
+            Some(None) | None => {}
+        }
+        self.reconfigure(setup);
+    }
+
+    /// From now on like this; a session goes on where its endpoint is still there.
+    fn reconfigure(&mut self, setup: Setup) {
+        let reaches = setup.endpoints.iter().map(|endpoint| reach(endpoint, &setup)).collect::<io::Result<Vec<_>>>();
+        let reaches = match reaches {
+            Ok(reaches) => reaches,
+            Err(error) => return warn!(target: "uplink", "endpoints refused error={error}"),
+        };
+        let before = |endpoint| self.setup.endpoints.iter().position(|old| elsewhere::is_same(old, endpoint));
+        let was: Vec<_> =
+            setup.endpoints.iter().map(|endpoint| before(endpoint).and_then(|at| u8::try_from(at).ok())).collect();
+        self.endpoint = was.iter().position(|was| was.map(usize::from) == Some(self.endpoint)).unwrap_or(0);
+        self.reaches = reaches;
+        self.dialing.reorder(&was);
+        self.network.set_places(self.reaches.iter().map(|reach| place(reach)), clock::now());
+        self.board.endpoints.lock().clone_from(&setup.upstream.endpoints);
+        let (link, dialect) = (Arc::clone(&setup.upstream.link), Arc::clone(&setup.upstream.dialect));
+        let endpoints = setup.upstream.endpoints.clone();
+        let bytes_per_day_max = setup.upstream.cap.max();
+        self.setup = setup;
+        let new = upstream::Reconfiguration { link, dialect, endpoints, was, bytes_per_day_max };
+        self.upstream.reconfigure(new, clock::now());
+        self.perform();
+        self.view_is_stale = true;
     }
 
     /// Takes the transport from stage to stage, as far as it goes.
@@ -537,7 +634,7 @@ impl Reactor {
             Output::Resolve { endpoint, recheck } => self.resolve(endpoint, recheck),
             Output::Dial { address } => self.dial(address),
             Output::Probe { endpoint } => self.probe(endpoint),
-            Output::Remedy { .. } => {}
+            Output::Remedy { step } => self.remedy(step),
             Output::Transmit { frame, purpose } => {
                 if let Transport::Open(open) = &mut self.transport {
                     open.send(frame, purpose);
@@ -579,8 +676,8 @@ impl Reactor {
                 self.board.commands.lock().received = self.commands;
                 trace!(target: "uplink", "command without subscriber seq={seq} topic={topic:?}");
             }
-            Output::Save(saved) => self.save(saved),
-            Output::SaveDay(saved) => keep(&self.setup.day_file, saved),
+            Output::Save(saved) => self.keeping.keep(saved, &self.setup),
+            Output::SaveDay(saved) => saved::keep(&self.setup.day_file, saved),
             Output::GiveUp => self.exit = Some(Exit::GaveUp),
         }
         Ok(())
@@ -618,10 +715,6 @@ impl Reactor {
         self.meter.claim_received(Purpose::Handshake);
     }
 
-    fn save(&mut self, saved: Saved) {
-        keep(&self.setup.backoff_file, saved);
-    }
-
     /// Tells the core what the meter shows.
     fn count(&mut self) {
         let wire = self.meter.wire();
@@ -631,6 +724,23 @@ impl Reactor {
             // What that allows again goes out.
             self.flush();
         }
+    }
+
+    /// That it is run is on flash before it is run: it may be what takes our power.
+    fn remedy(&mut self, step: u8) {
+        let Some(remedy) = self.setup.remedies.get(usize::from(step)) else { return };
+        let down_s = self.keeping.down_s(clock::now());
+        let class = self.upstream.view().last_failure.map_or("none", |(class, ..)| class);
+        let program = remedy.exec.first().map_or("", String::as_str);
+        warn!(target: "uplink", "remedy step={step} down_s={down_s} class={class} program={program}");
+        (self.setup.event)("remedy", &format!("no session for {down_s} s ({class}): step {step} runs {program}"));
+        self.setup.runner.run(Run {
+            step,
+            exec: remedy.exec.clone(),
+            timeout: Duration::from_secs(remedy.timeout_s),
+            environment: [("BACKHAUL_DOWN_S", down_s.to_string()), ("BACKHAUL_CLASS", class.to_owned())],
+            before: self.keeping.errand(&self.setup),
+        });
     }
 
     /// Pins to the board what has changed.
@@ -660,13 +770,6 @@ impl Reactor {
         self.was_up = is_up;
         *self.board.link.lock() = view;
         (self.setup.link_changed)();
-    }
-}
-
-/// A hint for the next process: it is no fault where it cannot be kept.
-fn keep<T: Serialize>(file: &Path, saved: T) {
-    if let Err(error) = saved::write(file, saved) {
-        debug!(target: "uplink", "not kept path={} error={error}", file.display());
     }
 }
 
