@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::config::bounds::bounds;
 use crate::config::Config;
+use crate::config::bounds::bounds;
 use crate::outbox::budget::WINDOW_MAX;
 use crate::outbox::dead::with_dead_letters;
 use crate::outbox::{self, Draft};
