@@ -74,6 +74,10 @@ pub struct Link {
     pub backoff_ms: u64,
     /// Smoothed round trip of the pings.
     pub rtt_ms: Option<f64>,
+    /// A pong is late: the session may be dead.
+    pub suspect: bool,
+    /// How good the path is.
+    pub quality: Quality,
     /// `set` or `unset`.
     pub clock: String,
     /// Of the certificates in use (ours, and the server's) the one that ends first; null without TLS.
@@ -120,6 +124,19 @@ impl CertificateView {
             ends_soon: left_s.is_some_and(|s| s < i64::try_from(self.notice_s).unwrap_or(i64::MAX)),
         }
     }
+}
+
+/// How good the path of the session is; null where it is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Quality {
+    /// Smoothed round trip of the pings (RFC 6298 § 2).
+    pub rtt_ms: Option<f64>,
+    /// Its variation.
+    pub rttvar_ms: Option<f64>,
+    /// Share of the last 32 pings whose pong was late or never came, 0 to 1.
+    pub ping_loss: Option<f64>,
+    /// Bytes of records a second that it delivers when it is busy, about.
+    pub bytes_per_s: Option<u64>,
 }
 
 /// Why the last attempt or session ended.
@@ -298,6 +315,10 @@ pub struct Wire {
     pub bytes_received: u64,
     /// What they were for.
     pub by_purpose: WirePurposes,
+    /// Both directions, in the last 24 hours (to the hour), restarts of the process included.
+    pub day_bytes: u64,
+    /// `bytes_per_day_max` is spent: only lanes that are `cap_exempt` send records.
+    pub capped: bool,
 }
 
 /// Bytes on the wire by purpose.
@@ -390,6 +411,10 @@ pub struct LinkView {
     pub backoff_ms: u64,
     /// Smoothed round trip of the pings (RFC 6298 § 2).
     pub rtt: Option<Duration>,
+    /// A pong is late.
+    pub suspect: bool,
+    /// How good the path is.
+    pub quality: Quality,
 }
 
 impl LinkView {
@@ -416,6 +441,8 @@ impl LinkView {
             next_attempt_ms: self.next_attempt.map(|at| at.since(now).as_millis() as u64),
             backoff_ms: self.backoff_ms,
             rtt_ms: self.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+            suspect: self.suspect,
+            quality: self.quality,
             clock: if clock_set { "set" } else { "unset" }.into(),
             certificate: None,
         }

@@ -54,6 +54,35 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src/receiver", &["crate::agent", "crate::cli", "crate::link", "crate::outbox", "crate::upstream"]),
 ];
 
+/// Who reads wall time, and what for: never for a timer (oxidezap/whatsapp-rust#1376, xmidt-org/parodus#371).
+const WALL_TIME: &[(&str, &str)] = &[
+    ("src/shell/clock.rs", "the clocks"),
+    ("src/shell/entropy.rs", "one more thing that differs"),
+    ("src/shell/local/mod.rs", "a record's time"),
+    ("src/agent/setup.rs", "an event's time"),
+    ("src/shell/outbox/mod.rs", "the time of records that came without, their age across boots"),
+    ("src/shell/snapshot.rs", "whether the clock is set"),
+    ("src/shell/transport/mod.rs", "whether a certificate can be judged"),
+    ("src/shell/uplink/mod.rs", "the end of a certificate"),
+    ("src/receiver/net.rs", "the time of arrival, which `welcome` tells"),
+];
+
+#[test]
+fn wall_time_is_data_and_sets_no_timer() {
+    let files = rust_files("src").into_iter();
+    let reads = |file: &PathBuf| paths(&code(file)).iter().any(|(_, path)| reads_wall_time(path));
+    let readers: Vec<_> = files.filter(|file| file.ends_with("src/shell/clock.rs") || reads(file)).collect();
+    for file in &readers {
+        let known = WALL_TIME.iter().any(|(name, _)| file.ends_with(name));
+        assert!(known, "{}: reads wall time: for data only, and then its reason stands in this file", file.display());
+    }
+    assert_eq!(readers.len(), WALL_TIME.len(), "one of them reads it no more");
+}
+
+fn reads_wall_time(path: &str) -> bool {
+    path.contains("SystemTime::now") || path.ends_with("clock::wall_ms") || path.ends_with("clock::wall_ms_if_set")
+}
+
 #[test]
 fn the_core_performs_nothing() {
     let mut faults = Vec::new();

@@ -105,6 +105,7 @@ const BAD: &[(&str, usize, &str)] = &[
     ("[[lane]]\nname = 'dead'", 2, "\"dead\" is where refused records lie"),
     ("[outbox]\nbudget_bytes_per_day = -1", 2, "-1 is not within 0 to "),
     ("[[lane]]\nname = 'a'\nbytes_max = 300000", 3, "does not hold two segments of 262144 bytes"),
+    ("[[lane]]\nname = 'a'\nlive_share = 0.5\nbytes_max = 600000", 3, "need four segments: bytes_max = 1048576"),
     ("[[lane]]\nname = 'a'\ncommit_ms = 0", 3, "0 is not within 10 to "),
     ("[[lane]]\nname = 'a'\ncommit_bytes = 0", 3, "0 is not within 1 to "),
     ("[local]\nclients_max = 0", 2, "0 is not within 1 to "),

@@ -608,3 +608,118 @@ fn acks_make_room_where_the_partition_does_not() {
     let free = bench.outbox.disk_mut().free_bytes.expect("a partition that can be full");
     assert!(free >= segment);
 }
+
+// ---------------------------------------------------------------- live ahead of backlog
+
+fn live(segments: u64, overflow: Overflow) -> config::Lane {
+    config::Lane { live_share: 0.5, ..lane(segments, overflow) }
+}
+
+impl Bench {
+    fn fetch_of(&mut self, offer: &Offer) -> Vec<Item> {
+        let Offer { lane, epoch, first, .. } = offer.clone();
+        self.outbox.fetch(&Fetch { session: 1, lane, epoch, from: first, records_max: 10_000, bytes_max: 1 << 22 })
+    }
+}
+
+#[test]
+fn a_lane_with_a_backlog_goes_on_in_a_new_epoch_for_one_page() {
+    let mut bench = Bench::new(live(8, Overflow::Reject));
+    for n in 0..10 {
+        bench.put(draft(&format!("old {n}")));
+    }
+    bench.outbox.handle_clock(later(4));
+    assert_eq!(bench.outbox.begin_live(), [], "few and fresh: no backlog");
+    bench.outbox.handle_clock(later(5));
+    let before = bench.outbox.flash_status().by_purpose;
+    assert_eq!(bench.outbox.begin_live().len(), 1);
+    let after = bench.outbox.flash_status().by_purpose;
+    assert_eq!((after.reserve - before.reserve, after.records, after.acks), (4096, before.records, before.acks));
+    assert_eq!(after.segments - before.segments, u64::from(SEGMENT_BYTES), "a segment that it would soon have taken");
+    // Once an outage: there are two now.
+    assert_eq!(bench.outbox.begin_live(), []);
+    for n in 0..5 {
+        bench.put(draft(&format!("new {n}")));
+    }
+    for restart in 0..3 {
+        let offers = bench.outbox.offers();
+        let [old, new] = &offers[..] else { panic!("{offers:?}") };
+        assert_eq!((old.first, old.next, new.first, new.next), (1, 11, 1, 6), "restart {restart}");
+        assert_eq!(texts(&bench.fetch_of(old)), (0..10).map(|n| format!("old {n}")).collect::<Vec<_>>());
+        assert_eq!(texts(&bench.fetch_of(new)), (0..5).map(|n| format!("new {n}")).collect::<Vec<_>>());
+        bench = if restart == 1 { bench.kill() } else { bench.power_cut() };
+    }
+    // The backlog is through: what is live is the lane, and the next outage begins another.
+    let old = bench.outbox.offers()[0].clone();
+    bench.outbox.acked(&old.lane, old.epoch, 10, Instant::default());
+    assert_eq!(bench.outbox.offers().len(), 1);
+    bench.outbox.handle_clock(later(60));
+    assert_eq!(bench.outbox.begin_live().len(), 1);
+    assert_eq!(bench.status().depth, 5);
+}
+
+#[test]
+fn a_lane_that_is_drained_too_small_or_does_not_ask_for_it_keeps_its_epoch() {
+    for (lane, records) in
+        [(live(8, Overflow::Reject), 0), (live(3, Overflow::Reject), 10), (lane(8, Overflow::Reject), 10)]
+    {
+        let mut bench = Bench::new(lane);
+        for n in 0..records {
+            bench.put(draft(&format!("{n}")));
+        }
+        bench.outbox.handle_clock(later(1000));
+        assert_eq!((bench.outbox.begin_live(), bench.outbox.offers().len()), (vec![], 1));
+    }
+}
+
+#[test]
+fn what_waits_in_ram_stays_with_the_backlog() {
+    let mut bench = Bench::new(config::Lane { live_share: 0.5, ..ram_first(1 << 20) });
+    for n in 0..4 {
+        bench.push(draft(&format!("old {n}")));
+    }
+    bench.outbox.handle_clock(later(5));
+    assert_eq!(bench.outbox.begin_live().len(), 1);
+    bench.push(draft("new"));
+    let offers = bench.outbox.offers();
+    assert_eq!(texts(&bench.fetch_of(&offers[0])), ["old 0", "old 1", "old 2", "old 3"]);
+    assert_eq!(texts(&bench.fetch_of(&offers[1])), ["new"]);
+}
+
+#[test]
+fn a_full_lane_gives_up_the_oldest_of_its_backlog_and_counts_it() {
+    let mut bench = Bench::new(live(4, Overflow::DropOldest));
+    let mut put = 0;
+    let mut fill = |bench: &mut Bench, records: usize| {
+        for _ in 0..records {
+            bench.put(draft(&format!("{put:0>2000}")));
+            put += 1;
+        }
+    };
+    fill(&mut bench, 200);
+    bench.outbox.handle_clock(later(100));
+    assert_eq!(bench.outbox.begin_live().len(), 1);
+    fill(&mut bench, 200);
+    let status = bench.status();
+    assert!(status.bytes <= status.bytes_max, "{status:?}");
+    let offers = bench.outbox.offers();
+    let (mut records, mut given_up, mut last) = (0, 0, None);
+    for offer in &offers {
+        for item in bench.fetch_of(offer) {
+            match item {
+                Item::Record(record) => {
+                    let text = String::from_utf8_lossy(record.body.as_bytes()).into_owned();
+                    assert!(last.as_ref().is_none_or(|last| *last < text), "each epoch in its order");
+                    last = Some(text);
+                    records += 1;
+                }
+                Item::Gap(gap) => {
+                    assert_eq!(gap.why, Why::Overflow);
+                    given_up += gap.count();
+                }
+            }
+        }
+    }
+    assert_eq!((records + given_up, given_up), (400, status.overflowed));
+    assert!(records > 0 && given_up > 0);
+}

@@ -199,8 +199,8 @@ fn setup(url: &str, dir: &Path) -> Setup {
         window_bytes: 1 << 18,
         batch_bytes_max: 32_768,
         ack_timeout_ms: 30_000,
-        weights: Vec::new(),
         endpoint_urls: vec![url.into()],
+        ..dialect::Config::default()
     };
     Setup {
         upstream: upstream::Setup {
@@ -213,6 +213,7 @@ fn setup(url: &str, dir: &Path) -> Setup {
             seed: 1,
             saved: None,
             fresh_boot: false,
+            cap: upstream::cap::Cap::default(),
         },
         endpoints: vec![Endpoint { url: url.into(), ..Endpoint::default() }],
         endpoints_file: None,
@@ -220,10 +221,12 @@ fn setup(url: &str, dir: &Path) -> Setup {
         runner: Arc::default(),
         flash_file: dir.join("flash/backoff"),
         encodings: vec![Encoding::Postcard, Encoding::Json],
+        live: false,
         no_proxy: Vec::new(),
         credential_timeout: Duration::from_secs(10),
         heartbeat,
         backoff_file: dir.join("backoff"),
+        day_file: dir.join("day"),
         watchdog: Arc::new(|| ()),
         link_changed: Arc::new(|| ()),
         event: Arc::new(|_, _| ()),

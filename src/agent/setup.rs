@@ -19,10 +19,14 @@ use crate::shell::snapshot::Source;
 use crate::shell::uplink::{self, Hook};
 use crate::shell::{clock, entropy, local};
 use crate::time::Instant;
+use crate::upstream::cap::Cap;
 use crate::{config, dialect, link, status, upstream};
 
 /// A process that starts so soon after the machine is part of a boot, not of a mere restart.
 const BOOT_WINDOW: Duration = Duration::from_secs(300);
+
+/// A batch takes no more than a second of a slow path: an alarm waits for the one that is on its way.
+const BATCH_MS_MAX: u64 = 1000;
 
 /// What is the same for every crew of this process.
 pub(super) struct Process {
@@ -153,8 +157,16 @@ pub(super) fn uplink(
         window_bytes: upstream.window_bytes,
         batch_bytes_max: upstream.batch_bytes_max,
         ack_timeout_ms: upstream.ack_timeout_ms,
-        weights: config.lanes.iter().map(|lane| (lane.name.clone(), lane.weight)).collect(),
+        batch_ms_max: (upstream.heartbeat.timeout_ms / 3).clamp(1, BATCH_MS_MAX),
+        records_per_s_max: upstream.pace.records_per_s_max,
+        bytes_per_s_max: upstream.pace.bytes_per_s_max,
+        lanes: config.lanes.iter().map(dialect_lane).collect(),
         endpoint_urls: Vec::new(),
+        ..dialect::Config::default()
+    };
+    let encodings = match upstream.dialect {
+        config::Dialect::Backhaul => upstream.encodings.clone(),
+        config::Dialect::Plain => Vec::new(),
     };
     let mut setup = uplink::Setup {
         upstream: upstream::Setup {
@@ -167,16 +179,19 @@ pub(super) fn uplink(
             seed: entropy::draw(),
             saved: None,
             fresh_boot: process.started.since(Instant::default()) < BOOT_WINDOW,
+            cap: Cap::new(upstream.pace.bytes_per_day_max),
         },
         endpoints: Vec::new(),
         endpoints_file: upstream.endpoints_file.clone(),
         remedies: config.remedies.clone(),
         runner: Arc::clone(&process.runner),
-        encodings: upstream.encodings.clone(),
+        encodings,
+        live: config.lanes.iter().any(|lane| lane.live_share > 0.0),
         no_proxy: upstream.no_proxy.clone(),
         credential_timeout: Duration::from_millis(upstream.credential_timeout_ms),
         heartbeat: upstream.heartbeat,
         backoff_file: config.local.socket.with_file_name("backoff"),
+        day_file: config.local.socket.with_file_name("day"),
         flash_file: config.outbox.dir.join("link").join("backoff"),
         watchdog: set(lives),
         link_changed: Arc::new(move || local.give(|cell| cell.link_changed = true)),
@@ -206,6 +221,15 @@ pub(super) fn in_place(old: &Config, new: &Config) -> bool {
             log: old.log.clone(),
             ..new.clone()
         } == *old
+}
+
+fn dialect_lane(lane: &config::Lane) -> dialect::LaneConfig {
+    dialect::LaneConfig {
+        name: lane.name.clone(),
+        weight: lane.weight,
+        live_permille: ((lane.live_share * 1000.0).ceil() as u32).min(999),
+        cap_exempt: lane.cap_exempt,
+    }
 }
 
 /// Makes a record on topic `$event` of what someone should know upstream.

@@ -333,6 +333,10 @@ fn read_lanes(sections: Vec<Section<'_>>, outbox: &Outbox, outbox_section: &Sect
                 outbox_section.fail("segment_bytes", &message);
             }
         }
+        if lane.live_share > 0.0 && lane.bytes_max < 2 * least {
+            let message = format!("two epochs beside each other need four segments: bytes_max = {}", 2 * least);
+            section.fail("live_share", &message);
+        }
         if lanes.len() == LANES_MAX {
             section.fail("name", &format!("at most {LANES_MAX} lanes are allowed"));
         }

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::ops::{Add, AddAssign, SubAssign};
 
+use super::flow::Stamp;
 use crate::record::{Epoch, Fetch, Gap, INTEGER_MAX, Item, LaneName, Offer, Record, Seq, Why};
 
 /// Records, and their bytes of topic and body.
@@ -16,7 +17,7 @@ pub(super) struct Load {
 }
 
 impl Load {
-    fn of(record: &Record) -> Self {
+    pub(super) fn of(record: &Record) -> Self {
         Self { records: 1, bytes: (record.topic.len() + record.body.as_bytes().len()) as u64 }
     }
 
@@ -76,8 +77,8 @@ pub(super) enum Standing {
 /// What an `ack` means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// It goes on from here.
-    Advanced,
+    /// It goes on from here; with the messages that are acked as a whole by now, and the stamp of the last of them.
+    Advanced(Option<(Load, Stamp)>),
     /// No higher than one before.
     Stale,
     /// Above all that this connection has sent, though not above all that this agent can have sent.
@@ -100,7 +101,7 @@ pub(super) struct Cursor {
     acked: Seq,
     sent: Seq,
     /// Messages not yet acked as a whole, each with its last number.
-    flight: VecDeque<(Seq, Load)>,
+    flight: VecDeque<(Seq, Load, Stamp)>,
     flight_load: Load,
     /// Fetched, contiguous from `sent` + 1.
     ready: VecDeque<Item>,
@@ -208,13 +209,15 @@ impl Cursor {
             return Progress::Unsent;
         }
         self.acked = seq;
-        while let Some((last, load)) = self.flight.front().copied()
+        let mut landed: Option<(Load, Stamp)> = None;
+        while let Some((last, load, stamp)) = self.flight.front().copied()
             && last <= seq
         {
             self.flight.pop_front();
             self.flight_load -= load;
+            landed = Some((landed.map_or_else(Load::default, |(before, _)| before) + load, stamp));
         }
-        Progress::Advanced
+        Progress::Advanced(landed)
     }
 
     pub(super) fn on_offer(&mut self, offer: &Offer) {
@@ -314,19 +317,19 @@ impl Cursor {
     }
 
     /// These went out in one message.
-    pub(super) fn on_records_sent(&mut self, records: &[Record]) {
+    pub(super) fn on_records_sent(&mut self, records: &[Record], stamp: Stamp) {
         if let Some(last) = records.last() {
             self.sent = last.seq;
             let load = records.iter().map(Load::of).sum();
-            self.flight.push_back((last.seq, load));
+            self.flight.push_back((last.seq, load, stamp));
             self.flight_load += load;
         }
     }
 
     /// This went out.
-    pub(super) fn on_gap_sent(&mut self, gap: Gap) {
+    pub(super) fn on_gap_sent(&mut self, gap: Gap, stamp: Stamp) {
         self.sent = gap.to;
-        self.flight.push_back((gap.to, Load::default()));
+        self.flight.push_back((gap.to, Load::default(), stamp));
     }
 
     /// What always holds, checked after every change in debug builds.
@@ -338,9 +341,9 @@ impl Cursor {
             "ready is contiguous"
         );
         debug_assert_eq!(self.ready_load, self.ready.iter().map(load_of).sum());
-        debug_assert_eq!(self.flight_load, self.flight.iter().map(|(_, load)| *load).sum());
-        debug_assert_eq!(self.flight.back().map_or(self.acked, |(last, _)| *last), self.sent, "flight ends at sent");
-        debug_assert!(self.flight.front().is_none_or(|(last, _)| *last > self.acked), "what is acked has landed");
+        debug_assert_eq!(self.flight_load, self.flight.iter().map(|(_, load, _)| *load).sum());
+        debug_assert_eq!(self.flight.back().map_or(self.acked, |(last, ..)| *last), self.sent, "flight ends at sent");
+        debug_assert!(self.flight.front().is_none_or(|(last, ..)| *last > self.acked), "what is acked has landed");
         debug_assert!(self.fetch.as_ref().is_none_or(|fetch| fetch.from == self.sent + 1 && self.ready.is_empty()));
     }
 }

@@ -1,9 +1,14 @@
-//! What is said over the upstream WebSocket. CORE: no I/O, no clock.
+//! What is said over the upstream WebSocket: `backhaul.v1` or, to any server, plain messages. One surface over the two
+//! ([`Session`]); what they share on the way up is `drain`'s. CORE: no I/O, no clock.
 
+mod backhaul;
 pub mod codec;
 mod cursor;
+mod drain;
+mod flow;
 pub mod message;
 mod pace;
+mod plain;
 mod session;
 mod shares;
 mod surface;
@@ -11,4 +16,4 @@ mod surface;
 mod tests;
 
 pub use session::Session;
-pub use surface::{Config, Greeting, Input, Output, Purpose, Timer};
+pub use surface::{Config, Greeting, Input, LaneConfig, Output, Purpose, Timer};

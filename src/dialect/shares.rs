@@ -12,7 +12,7 @@ const RECORD_COST: u64 = 16;
 /// What an answer costs, whatever is in it: a gap is on the wire, too.
 const QUESTION_COST: u64 = 16;
 /// So that a division by the weight keeps its fraction.
-const SCALE: u64 = 1 << 10;
+const SCALE: u64 = 1 << 20;
 
 /// One lane.
 #[derive(Debug, Clone)]
@@ -75,8 +75,8 @@ impl Shares {
 
 fn cost(load: Load, weight: u64) -> u64 {
     let bytes = load.bytes.saturating_add(load.records.saturating_mul(RECORD_COST)).saturating_add(QUESTION_COST);
-    // Far from overflow in a session's life: 2^54 bytes.
-    (bytes.min(u64::from(u32::MAX) * 16) * SCALE).div_ceil(weight)
+    // Far from overflow in a session's life: 2^43 bytes at the least weight.
+    (bytes.min(u64::from(u32::MAX)) * SCALE).div_ceil(weight)
 }
 
 #[cfg(test)]

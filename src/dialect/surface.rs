@@ -1,7 +1,7 @@
 //! What goes into a session and what comes out of it: values, no behaviour.
 
 use super::message::{CommandCursor, Frame};
-use crate::config::Encoding;
+use crate::config::{self, Encoding};
 use crate::link::Failure;
 use crate::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
 
@@ -16,10 +16,51 @@ pub struct Config {
     pub batch_bytes_max: u32,
     /// Longest wait for an ack with something in flight, in ms.
     pub ack_timeout_ms: u64,
-    /// Of lanes that share a link too narrow for all of them; a lane that is not here has 1.
-    pub weights: Vec<(LaneName, u32)>,
+    /// Bytes of topic and body unacknowledged, at most, before the path is known (RFC 6928 § 2 allows TCP 10 segments).
+    pub start_bytes: u32,
+    /// What a batch may take of a slow path, in ms: a second, and a third of the heartbeat's timeout at most.
+    pub batch_ms_max: u64,
+    /// `[upstream.pace] records_per_s_max`
+    pub records_per_s_max: u64,
+    /// `[upstream.pace] bytes_per_s_max`
+    pub bytes_per_s_max: u64,
+    /// The lanes; one that is not here has weight 1 and nothing else.
+    pub lanes: Vec<LaneConfig>,
     /// The configured endpoints' URLs.
     pub endpoint_urls: Vec<String>,
+}
+
+/// What a session needs to know of a lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneConfig {
+    /// Its name.
+    pub name: LaneName,
+    /// Its share of a link too narrow for all lanes.
+    pub weight: u32,
+    /// While it has several epochs, the newest one's share of that, in thousandths; 0: no epoch is preferred.
+    pub live_permille: u32,
+    /// It goes on though the day's bytes are spent.
+    pub cap_exempt: bool,
+}
+
+impl Default for Config {
+    /// As the configuration's defaults have it, for no lanes and no endpoints.
+    fn default() -> Self {
+        let upstream = config::Upstream::default();
+        Self {
+            window_records: upstream.window_records,
+            window_bytes: upstream.window_bytes,
+            batch_bytes_max: upstream.batch_bytes_max,
+            ack_timeout_ms: upstream.ack_timeout_ms,
+            // Two seconds of 2 kB/s; elsewhere one round trip more at a session's begin.
+            start_bytes: 4096,
+            batch_ms_max: 1000,
+            records_per_s_max: 0,
+            bytes_per_s_max: 0,
+            lanes: Vec::new(),
+            endpoint_urls: Vec::new(),
+        }
+    }
 }
 
 /// What `hello` says.
@@ -39,8 +80,10 @@ pub struct Greeting {
     pub last: Option<String>,
     /// The session's number in this process; stands in every [`Fetch`].
     pub session: u64,
-    /// As negotiated.
-    pub encoding: Encoding,
+    /// As negotiated; `None`: the plain dialect, in which there is no `hello`.
+    pub encoding: Option<Encoding>,
+    /// The day's bytes are spent.
+    pub capped: bool,
     /// Records in one message, at most: halved after connections that ended before any ack advanced (rule 6).
     pub batch_records_max: u32,
 }
@@ -52,6 +95,8 @@ pub enum Input<'a> {
     Text(&'a str),
     /// A message came.
     Binary(&'a [u8]),
+    /// A pong came, with this payload.
+    Pong(&'a [u8]),
     /// What the outbox can offer now, all of it. An offer of a (lane, epoch) that `hello` did not name ends the
     /// session ([`crate::link::Class::Renewed`]).
     Offers(&'a [Offer]),
@@ -84,14 +129,16 @@ pub enum Output {
         /// What for.
         purpose: Purpose,
     },
+    /// Send a ping behind all of the above, with this number as its payload.
+    Ping(u64),
     /// Ask the outbox; at most one per (lane, epoch) is outstanding.
     Fetch(Fetch),
-    /// `welcome` came.
+    /// The far end is ready: `welcome` came.
     Greeted {
         /// The session's name, for the log.
         name: String,
-        /// The server's Unix time, in ms.
-        server_now_ms: u64,
+        /// The server's Unix time, in ms, where it says.
+        server_now_ms: Option<u64>,
     },
     /// A first ack came, or there was nothing to send.
     Proved,

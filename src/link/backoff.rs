@@ -138,15 +138,36 @@ impl Backoff {
         }
     }
 
-    fn ordinary(&mut self, limits: &Reconnect) -> Duration {
+    /// Between two looks at a preferred endpoint, and as long as a breaker stays open; doubled for each time that going
+    /// back failed.
+    pub(super) fn probe_wait(&mut self, limits: &Reconnect, doublings: u8) -> Duration {
+        self.draw(limits.failback_ms, doublings.min(EXPONENT_MAX), limits.slow_ms_max.max(limits.failback_ms))
+    }
+
+    /// Before an attempt although this machine has no path.
+    pub(super) fn path_wait(&mut self, limits: &Reconnect) -> Duration {
+        self.draw(limits.slow_ms_min, 0, limits.slow_ms_max)
+    }
+
+    /// The next wait of the slow class, not yet spent.
+    pub(super) fn slow_ahead(&mut self, limits: &Reconnect) -> Duration {
+        self.draw(limits.slow_ms_min, self.slow_exponent, limits.slow_ms_max)
+    }
+
+    /// That wait is waited.
+    pub(super) fn spend_slow(&mut self) {
+        self.slow_exponent = (self.slow_exponent + 1).min(EXPONENT_MAX);
+    }
+
+    pub(super) fn ordinary(&mut self, limits: &Reconnect) -> Duration {
         let wait = self.draw(limits.backoff_ms_min, self.level(), limits.backoff_ms_max);
         self.exponent = self.next_exponent();
         wait
     }
 
-    fn slow(&mut self, limits: &Reconnect) -> Duration {
-        let wait = self.draw(limits.slow_ms_min, self.slow_exponent, limits.slow_ms_max);
-        self.slow_exponent = (self.slow_exponent + 1).min(EXPONENT_MAX);
+    pub(super) fn slow(&mut self, limits: &Reconnect) -> Duration {
+        let wait = self.slow_ahead(limits);
+        self.spend_slow();
         wait
     }
 

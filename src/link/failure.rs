@@ -197,6 +197,51 @@ impl Class {
     pub(super) const fn may_be_local(self) -> bool {
         matches!(self, Self::Local | Self::Name | Self::Unreachable)
     }
+
+    /// Nobody answered: what a pulled cable looks like, too.
+    pub(super) const fn may_be_silence(self) -> bool {
+        self.may_be_local() || matches!(self, Self::Timeout | Self::Silent | Self::Stalled)
+    }
+
+    /// Somebody answered.
+    pub(super) const fn is_answer(self) -> bool {
+        matches!(
+            self,
+            Self::Refused
+                | Self::Tls
+                | Self::Certificate
+                | Self::ClockUnset
+                | Self::Credentials
+                | Self::ProxyCredentials
+                | Self::WrongPlace
+                | Self::Overload
+                | Self::Protocol
+                | Self::Replaced
+                | Self::Clone
+                | Self::ServerRetry
+                | Self::Closed
+        )
+    }
+
+    /// Not this side's own doing: an attempt or a session that failed.
+    pub(super) const fn is_failure(self) -> bool {
+        !matches!(self, Self::Renewed | Self::Aged | Self::Failback | Self::Stopped)
+    }
+
+    /// What was refused are credentials.
+    pub(super) const fn is_of_credentials(self) -> bool {
+        matches!(self, Self::Credentials | Self::ProxyCredentials)
+    }
+
+    /// Other files may cure it.
+    pub(super) fn wants_other_sources(self) -> bool {
+        self.is_of_credentials() || self == Self::Certificate
+    }
+
+    /// Something that changes on this side may cure it: files, the clock.
+    pub(super) fn may_be_cured_here(self) -> bool {
+        self.wants_other_sources() || self == Self::ClockUnset
+    }
 }
 
 /// What a class asks for.

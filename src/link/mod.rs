@@ -9,6 +9,8 @@ mod endpoints;
 mod failure;
 mod liveness;
 mod machine;
+mod race;
+mod remedies;
 mod retry_after;
 #[cfg(test)]
 mod tests;

@@ -151,7 +151,15 @@ impl Lane {
         if current.is_some_and(|current| self.segments[current].fits(pages, records)) || self.free().is_some() {
             return true;
         }
-        let held = |index: &usize| Some(*index) == current || !self.is_covered(*index, Log::covered);
+        // An older log's newest header stays where it is until the log is done with.
+        let older = &self.logs[..self.logs.len() - 1];
+        let kept: Vec<usize> = older
+            .iter()
+            .map(|log| self.newest(log.origin))
+            .filter_map(|(lap, index)| (lap > 0).then_some(index))
+            .collect();
+        let held =
+            |index: &usize| Some(*index) == current || kept.contains(index) || !self.is_covered(*index, Log::covered);
         let held: Vec<usize> = (0..self.segments.len()).filter(held).collect();
         self.may_grow(&held) && (held.len() < self.segments.len() || self.has_headroom(io).is_ok_and(|has| has))
     }

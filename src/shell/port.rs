@@ -107,6 +107,9 @@ pub struct ForOutbox {
     pub rejected: BTreeMap<(LaneName, Epoch, Seq), Refusal>,
     /// Numberings that are not ours.
     pub foreign: Vec<(LaneName, Epoch)>,
+    /// A connection is about to begin: the uplink waits for the offers to name, and for
+    /// [`ForUplink::offers_prepared`].
+    pub prepare_offers: bool,
     /// The upstream's time in Unix ms, and when it was told: read with the fetches that follow it.
     pub server_time: Option<(u64, Instant)>,
     /// The agent is about to leave: no commit is held back any more.
@@ -129,6 +132,7 @@ impl ForOutbox {
             && self.fetches.is_empty()
             && self.rejected.is_empty()
             && self.foreign.is_empty()
+            && !self.prepare_offers
             && !self.hurry
             && !self.stop
     }
@@ -141,6 +145,8 @@ pub struct ForUplink {
     pub offers: Vec<Offer>,
     /// `offers` changed since the uplink looked.
     pub offers_changed: bool,
+    /// They are as a connection that begins now may name them.
+    pub offers_prepared: bool,
     /// Answers to fetches.
     pub items: Vec<(Fetch, Vec<Item>)>,
     /// Another configuration, to be taken up in place.

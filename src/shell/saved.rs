@@ -29,6 +29,13 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Option<(T, bool)> {
     Some((content.saved, content.boot_id == boot_id()))
 }
 
+/// Writes it; a failure is worth a word for who looks for one, no more.
+pub fn keep<T: Serialize>(path: &Path, saved: T) {
+    if let Err(error) = write(path, saved) {
+        log::debug!(target: "agent", "not kept path={} error={error}", path.display());
+    }
+}
+
 /// Replaces the file as a whole. Not synced: it is of use only while the machine runs.
 pub fn write<T: Serialize>(path: &Path, saved: T) -> io::Result<()> {
     let text = serde_json::to_string(&Content { boot_id: boot_id(), saved })?;

@@ -6,6 +6,8 @@
 //! (`hello.last`), the batch limit that halves after connections without progress (rule 6), the session number, and
 //! the numberings that are not ours until the outbox has drawn new ones (rule 7).
 
+pub mod cap;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -14,8 +16,9 @@ use crate::dialect::message::Frame;
 use crate::dialect::{self, Greeting, Purpose, Session};
 use crate::link::{self, Class, Failure, Link};
 use crate::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
-use crate::status::LinkView;
+use crate::status::{LinkView, Quality};
 use crate::time::Instant;
+use cap::Cap;
 
 /// What the upstream is made of.
 #[derive(Debug, Clone)]
@@ -38,6 +41,8 @@ pub struct Setup {
     pub saved: Option<link::Saved>,
     /// The machine has just started: the first attempt has a start delay.
     pub fresh_boot: bool,
+    /// What may go over the wire in a day, less what has.
+    pub cap: Cap,
 }
 
 /// What a reload changes.
@@ -51,6 +56,8 @@ pub struct Reconfiguration {
     pub endpoints: Vec<String>,
     /// For each of them its index before, where it is the same endpoint.
     pub was: Vec<Option<u8>>,
+    /// Bytes on the wire in any 24 hours; 0: any number.
+    pub bytes_per_day_max: u64,
 }
 
 /// What happened. The shell reports only of the lookup and the transport asked for last.
@@ -77,8 +84,8 @@ pub enum Input<'a> {
     Secured,
     /// The upgrade succeeded.
     Upgraded {
-        /// The subprotocol that the server picked.
-        encoding: Encoding,
+        /// The subprotocol that the server picked; `None`: the plain dialect.
+        encoding: Option<Encoding>,
         /// What the outbox offers at this moment.
         offers: &'a [Offer],
     },
@@ -96,7 +103,9 @@ pub enum Input<'a> {
     /// A binary message.
     Binary(&'a [u8]),
     /// A pong.
-    Pong,
+    Pong(&'a [u8]),
+    /// All bytes that were on the wire since the process started, in both directions.
+    Wire(u64),
     /// The last ping asked for has left our buffer.
     PingFlushed,
     /// The outbox has something new.
@@ -159,8 +168,11 @@ pub enum Output {
         /// What it is for.
         purpose: Purpose,
     },
-    /// Send a ping, ahead of frames that wait.
-    Ping,
+    /// Send a ping.
+    Ping {
+        /// Behind all frames that wait, with this number as its payload; `None`: ahead of them, with none.
+        counter: Option<u64>,
+    },
     /// Drop the transport and what waits to be sent, after a close frame where a code is given.
     Drop {
         /// RFC 6455 § 7.4.
@@ -222,6 +234,8 @@ pub enum Output {
     },
     /// Keep beside the socket.
     Save(link::Saved),
+    /// Keep beside the socket, too: what was spent of the day's bytes.
+    SaveDay(cap::Saved),
     /// Leave with exit code 69.
     GiveUp,
 }
@@ -233,6 +247,8 @@ pub enum Timer {
     Link(link::Timer),
     /// The session's.
     Session(dialect::Timer),
+    /// An hour ends, and the day's bytes may not be spent any more.
+    Day,
 }
 
 /// The one upstream.
@@ -255,6 +271,7 @@ pub struct Upstream {
     /// Refused and not yet acked: a `welcome` repeats refusals, and each counts once. What a connection may refuse is
     /// in its window, or in its `welcome`.
     refused: BTreeSet<(LaneName, Epoch, Seq)>,
+    cap: Cap,
     outputs: VecDeque<Output>,
 }
 
@@ -266,12 +283,14 @@ struct Live {
     name: Option<String>,
     /// A refusal was reported: one event a session.
     refused: bool,
+    /// The number in the heartbeat's newest ping, where pings are numbered.
+    heartbeat: Option<u64>,
 }
 
 impl Upstream {
     /// An upstream that has not tried yet.
     pub fn new(setup: Setup, now: Instant) -> Self {
-        let Setup { link, dialect, device, agent, boot, endpoints, seed, saved, fresh_boot } = setup;
+        let Setup { link, dialect, device, agent, boot, endpoints, seed, saved, fresh_boot, cap } = setup;
         Self {
             link: Link::new(link, seed, saved, fresh_boot, now),
             batch_records_max: dialect.window_records.max(1),
@@ -284,6 +303,7 @@ impl Upstream {
             sessions: 0,
             foreign: Vec::new(),
             refused: BTreeSet::new(),
+            cap,
             outputs: VecDeque::new(),
         }
     }
@@ -291,7 +311,14 @@ impl Upstream {
     /// What `status` shows of the link.
     pub fn view(&self) -> LinkView {
         let session = self.session.as_ref().and_then(|live| live.name.clone());
-        LinkView { session, ..self.link.view() }
+        let bytes_per_s = self.session.as_ref().and_then(|live| live.session.bytes_per_s());
+        let view = self.link.view();
+        LinkView { session, quality: Quality { bytes_per_s, ..view.quality }, ..view }
+    }
+
+    /// Bytes on the wire in the last 24 hours, and whether only lanes that are exempt may add to them.
+    pub fn day(&self) -> (u64, bool) {
+        (self.cap.day_bytes(), self.cap.is_spent())
     }
 
     /// The far end has greeted, and the session lives.
@@ -302,7 +329,8 @@ impl Upstream {
     /// Another configuration, from now on; see [`Link::reconfigure`]. What concerns the dialect holds from the next
     /// session on.
     pub fn reconfigure(&mut self, new: Reconfiguration, now: Instant) {
-        let Reconfiguration { link, dialect, endpoints, was } = new;
+        let Reconfiguration { link, dialect, endpoints, was, bytes_per_day_max } = new;
+        self.cap.set_max(bytes_per_day_max);
         self.batch_records_max = self.batch_records_max.min(dialect.window_records.max(1));
         self.dialect = dialect;
         self.endpoints = endpoints;
@@ -325,7 +353,8 @@ impl Upstream {
             Input::Received => self.link.handle_input(link::Input::Received, now),
             Input::Text(text) => self.tell(dialect::Input::Text(text), now),
             Input::Binary(bytes) => self.tell(dialect::Input::Binary(bytes), now),
-            Input::Pong => self.link.handle_input(link::Input::Pong, now),
+            Input::Pong(payload) => self.on_pong(payload, now),
+            Input::Wire(bytes) => self.on_wire(bytes, now),
             Input::PingFlushed => self.link.handle_input(link::Input::PingFlushed, now),
             Input::Offers(offers) => {
                 let ours = self.ours(offers);
@@ -348,6 +377,7 @@ impl Upstream {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.link.handle_timeout(now);
         self.settle(now);
+        self.heed_cap(now);
         if let Some(live) = &mut self.session {
             live.session.handle_timeout(now);
         }
@@ -364,10 +394,11 @@ impl Upstream {
         let link = self.link.poll_timeout().map(|(at, timer)| (at, Timer::Link(timer)));
         let session = self.session.as_ref().and_then(|live| live.session.poll_timeout());
         let session = session.map(|(at, timer)| (at, Timer::Session(timer)));
-        link.into_iter().chain(session).min_by_key(|(at, _)| *at)
+        let day = self.cap.poll_timeout().map(|at| (at, Timer::Day));
+        link.into_iter().chain(session).chain(day).min_by_key(|(at, _)| *at)
     }
 
-    fn on_upgraded(&mut self, encoding: Encoding, offers: &[Offer], now: Instant) {
+    fn on_upgraded(&mut self, encoding: Option<Encoding>, offers: &[Offer], now: Instant) {
         self.end_session();
         self.link.handle_input(link::Input::Upgraded, now);
         self.sessions += 1;
@@ -380,10 +411,29 @@ impl Upstream {
             last: self.link.last_class().map(|class| class.name().into()),
             session: self.sessions,
             encoding,
+            capped: self.cap.is_spent(),
             batch_records_max: self.batch_records_max,
         };
         let session = Session::new(Arc::clone(&self.dialect), greeting, now);
-        self.session = Some(Live { session, name: None, refused: false });
+        self.session = Some(Live { session, name: None, refused: false, heartbeat: None });
+    }
+
+    fn on_wire(&mut self, bytes: u64, now: Instant) {
+        if self.cap.handle_wire(bytes, now) {
+            self.outputs.push_back(Output::SaveDay(self.cap.saved()));
+        }
+        self.heed_cap(now);
+    }
+
+    fn heed_cap(&mut self, now: Instant) {
+        let Some(spent) = self.cap.poll_change(now) else { return };
+        if spent {
+            let (max, day) = (self.cap.bytes_per_day_max(), self.cap.day_bytes());
+            self.event("day_cap", format!("bytes_per_day_max={max} are spent, bytes={day}: only exempt lanes go on"));
+        }
+        if let Some(live) = &mut self.session {
+            live.session.set_capped(spent, now);
+        }
     }
 
     fn on_failed(&mut self, failure: Failure, now: Instant) {
@@ -401,6 +451,28 @@ impl Upstream {
         let is = |(lane, epoch): &(LaneName, Epoch), offer: &Offer| offer.epoch == *epoch && offer.lane == *lane;
         self.foreign.retain(|pair| offers.iter().any(|offer| is(pair, offer)));
         offers.iter().filter(|offer| !self.foreign.iter().any(|pair| is(pair, offer))).cloned().collect()
+    }
+
+    /// Where pings are numbered, a heartbeat's round trip is that of its own number: any other pong is life, no more.
+    fn on_pong(&mut self, payload: &[u8], now: Instant) {
+        let wanted = self.session.as_ref().and_then(|live| live.heartbeat);
+        if wanted.is_none_or(|counter| payload == counter.to_string().as_bytes()) {
+            self.link.handle_input(link::Input::Pong, now);
+            if let (Some(live), Some(rto)) = (&mut self.session, self.link.rto()) {
+                live.session.set_rto(rto);
+            }
+        }
+        self.tell(dialect::Input::Pong(payload), now);
+    }
+
+    fn heartbeat(&mut self) {
+        let counter = self.session.as_mut().and_then(|live| live.session.heartbeat());
+        if let Some(live) = &mut self.session {
+            live.heartbeat = counter;
+        }
+        if counter.is_none() {
+            self.outputs.push_back(Output::Ping { counter });
+        }
     }
 
     fn tell(&mut self, input: dialect::Input<'_>, now: Instant) {
@@ -426,12 +498,13 @@ impl Upstream {
     fn on_session_output(&mut self, output: dialect::Output, now: Instant) {
         match output {
             dialect::Output::Transmit { frame, purpose } => self.outputs.push_back(Output::Transmit { frame, purpose }),
+            dialect::Output::Ping(counter) => self.outputs.push_back(Output::Ping { counter: Some(counter) }),
             dialect::Output::Fetch(fetch) => self.outputs.push_back(Output::Fetch(fetch)),
             dialect::Output::Greeted { name, server_now_ms } => {
                 if let Some(live) = &mut self.session {
                     live.name = Some(name);
                 }
-                self.outputs.push_back(Output::ServerTime { now_ms: server_now_ms });
+                self.outputs.extend(server_now_ms.map(|now_ms| Output::ServerTime { now_ms }));
                 self.link.handle_input(link::Input::Greeted, now);
             }
             dialect::Output::Proved => self.link.handle_input(link::Input::Proved, now),
@@ -479,7 +552,7 @@ impl Upstream {
             link::Output::Dial { address } => self.outputs.push_back(Output::Dial { address }),
             link::Output::Probe { endpoint } => self.outputs.push_back(Output::Probe { endpoint }),
             link::Output::Remedy { step } => self.outputs.push_back(Output::Remedy { step }),
-            link::Output::Ping => self.outputs.push_back(Output::Ping),
+            link::Output::Ping => self.heartbeat(),
             link::Output::Drop { close } => {
                 self.end_session();
                 self.outputs.push_back(Output::Drop { close });
@@ -526,7 +599,7 @@ impl Upstream {
             self.batch_records_max = (self.batch_records_max.min(sent) / 2).max(1);
         }
         self.outputs.retain(|output| match output {
-            Output::Transmit { .. } | Output::Ping | Output::Fetch(_) => false,
+            Output::Transmit { .. } | Output::Ping { .. } | Output::Fetch(_) => false,
             Output::Resolve { .. }
             | Output::Dial { .. }
             | Output::Probe { .. }
@@ -540,6 +613,7 @@ impl Upstream {
             | Output::Event { .. }
             | Output::Command { .. }
             | Output::Save(_)
+            | Output::SaveDay(_)
             | Output::GiveUp => true,
         });
     }

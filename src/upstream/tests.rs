@@ -38,8 +38,8 @@ impl Script {
             batch_bytes_max: 65_536,
             ack_timeout_ms: 30_000,
             // One more than is configured: the dialect lets it pass.
-            weights: Vec::new(),
             endpoint_urls: vec![NEAR.into(), FAR.into(), "ws://else.example/".into()],
+            ..dialect::Config::default()
         };
         let setup = Setup {
             link: Arc::new(link),
@@ -51,6 +51,7 @@ impl Script {
             seed: 7,
             saved: None,
             fresh_boot: false,
+            cap: Cap::default(),
         };
         let now = Instant::from_micros(1_000_000);
         Self { upstream: Upstream::new(setup, now), now, outputs: vec![], offers: vec![offer(1, 41)], answers: true }
@@ -105,7 +106,7 @@ impl Script {
         assert!(self.take(|output| matches!(output, Output::Dial { address: 0 })).is_some());
         self.tell(Input::Dialed { address: 0 });
         let offers = self.offers.clone();
-        self.tell(Input::Upgraded { encoding: Encoding::Json, offers: &offers });
+        self.tell(Input::Upgraded { encoding: Some(Encoding::Json), offers: &offers });
         match self.sent().into_iter().next() {
             Some(AgentMessage::Hello(hello)) => hello,
             other => panic!("no hello: {other:?}"),
@@ -221,7 +222,8 @@ fn nothing_of_a_session_outlives_it() {
     script.upstream.handle_input(Input::Text(&text), script.now);
     script.upstream.handle_input(Input::Failed(Failure::new(Class::Reset, "gone")), script.now);
     script.drain();
-    let of_the_session = |output: &Output| matches!(output, Output::Fetch(_) | Output::Transmit { .. } | Output::Ping);
+    let of_the_session =
+        |output: &Output| matches!(output, Output::Fetch(_) | Output::Transmit { .. } | Output::Ping { .. });
     assert!(script.take(of_the_session).is_none());
     assert_eq!(script.upstream.view().session, None);
     // Its answer comes late, and means nothing to the next session.
@@ -390,9 +392,9 @@ fn a_stalled_session_ends_by_its_own_deadline() {
         script.now = script.now.max(at);
         script.upstream.handle_timeout(script.now);
         script.drain();
-        if script.take(|output| matches!(output, Output::Ping)).is_some() {
+        if script.take(|output| matches!(output, Output::Ping { .. })).is_some() {
             script.tell(Input::PingFlushed);
-            script.tell(Input::Pong);
+            script.tell(Input::Pong(b""));
         }
     }
     assert_eq!(script.upstream.view().last_failure.map(|(class, ..)| class), Some("stalled"));

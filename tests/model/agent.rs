@@ -178,7 +178,8 @@ impl Agent {
             commands: None,
             last: None,
             session,
-            encoding: Encoding::Postcard,
+            encoding: Some(Encoding::Postcard),
+            capped: false,
             batch_records_max: self.batch_records_max,
         };
         self.session = Some(Session::new(Arc::clone(&self.dialect), greeting, NOW));
@@ -255,7 +256,9 @@ impl Agent {
                     self.hang_up(conn);
                 }
                 Output::Proved | Output::Forgotten { .. } => {}
-                Output::Command { .. } | Output::Retry { .. } => return Err(format!("never asked for: {output:?}")),
+                Output::Ping(_) | Output::Command { .. } | Output::Retry { .. } => {
+                    return Err(format!("never asked for: {output:?}"));
+                }
             }
         }
         Ok(())

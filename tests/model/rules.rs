@@ -36,8 +36,7 @@ fn base(name: &'static str, pages: u32, overflow: Overflow) -> Rules {
             window_bytes: 20_000,
             batch_bytes_max: 10_000,
             ack_timeout_ms: 1000,
-            endpoint_urls: Vec::new(),
-            weights: Vec::new(),
+            ..dialect::Config::default()
         }),
         batch_records_max: 2,
         puts_max: 4,

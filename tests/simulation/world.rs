@@ -16,6 +16,7 @@ use backhaul::outbox::sim_disk::{Fate, SimDisk};
 use backhaul::outbox::{self, Draft, LaneId, Outbox};
 use backhaul::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
 use backhaul::time::Instant;
+use backhaul::upstream::cap::Cap;
 use backhaul::upstream::{Input, Output, Setup, Upstream};
 
 use super::dead_letters;
@@ -344,8 +345,8 @@ impl World {
             window_bytes: 20_000,
             batch_bytes_max: 5000,
             ack_timeout_ms: 1000,
-            weights: Vec::new(),
             endpoint_urls: vec!["ws://sim".into()],
+            ..dialect::Config::default()
         };
         let setup = Setup {
             link: Arc::new(link),
@@ -357,6 +358,7 @@ impl World {
             seed,
             saved: self.saved,
             fresh_boot: self.saved.is_none(),
+            cap: Cap::default(),
         };
         let offers = outbox.offers();
         let upstream = Upstream::new(setup, self.now);
@@ -480,7 +482,7 @@ impl World {
                 Output::Foreign { lane, epoch } => queue(Work::Foreign(lane, epoch)),
                 Output::Save(saved) => self.saved = Some(saved),
                 Output::Transmit { frame, .. } => self.transmit(frame)?,
-                Output::Ping => {
+                Output::Ping { .. } => {
                     self.send_up(Wire::Ping);
                     if let Some(agent) = &mut self.agent {
                         agent.upstream.handle_input(Input::PingFlushed, self.now);
@@ -488,7 +490,7 @@ impl World {
                 }
                 Output::Drop { close } => self.drop_transport(close),
                 Output::GiveUp => return Err("gave up".into()),
-                Output::Probe { .. } | Output::Remedy { .. } => {}
+                Output::Probe { .. } | Output::Remedy { .. } | Output::SaveDay(_) => {}
                 Output::Changed | Output::Event { .. } | Output::Command { .. } | Output::ServerTime { .. } => {}
             }
         }
@@ -566,7 +568,7 @@ impl World {
                 self.server.connect(id, encoding);
                 agent.transport = Transport::Open(id);
                 let offers = agent.offers.clone();
-                agent.upstream.handle_input(Input::Upgraded { encoding, offers: &offers }, now);
+                agent.upstream.handle_input(Input::Upgraded { encoding: Some(encoding), offers: &offers }, now);
             }
             Transport::None
             | Transport::Resolving(_)
@@ -671,7 +673,7 @@ impl World {
             }
             Wire::Pong => {
                 upstream.handle_input(Input::Received, now);
-                upstream.handle_input(Input::Pong, now);
+                upstream.handle_input(Input::Pong(b""), now);
                 None
             }
             Wire::Ping => None,

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -42,6 +43,16 @@ struct Shared {
     changed: Condvar,
     port: u16,
     target: SocketAddr,
+    weak: Option<Weak>,
+}
+
+/// A cable that carries little, and late.
+#[derive(Clone, Copy, Debug)]
+pub struct Weak {
+    /// Each way.
+    pub bytes_per_s: u64,
+    /// Each way, beside the time that the bytes take.
+    pub delay: Duration,
 }
 
 impl Shared {
@@ -74,6 +85,15 @@ pub struct Proxy {
 impl Proxy {
     /// Listens on a port of its own and passes what comes to `target` (`127.0.0.1:PORT`).
     pub fn new(target: &str) -> Self {
+        Self::with(target, None)
+    }
+
+    /// The same, over a weak cable.
+    pub fn weak(target: &str, weak: Weak) -> Self {
+        Self::with(target, Some(weak))
+    }
+
+    fn with(target: &str, weak: Option<Weak>) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 mode: Mode::Pass,
@@ -85,6 +105,7 @@ impl Proxy {
             changed: Condvar::new(),
             port: free_port(),
             target: target.parse().expect("an address and a port"),
+            weak,
         });
         let acceptor = thread::spawn({
             let shared = Arc::clone(&shared);
@@ -197,7 +218,10 @@ fn carry(shared: &Arc<Shared>, client: TcpStream, generation: u64) {
 }
 
 /// Carries bytes one way until either end closes or the cable is cut.
-fn pump(shared: &Shared, mut from: TcpStream, mut to: TcpStream, generation: u64) {
+fn pump(shared: &Arc<Shared>, mut from: TcpStream, mut to: TcpStream, generation: u64) {
+    if let Some(weak) = shared.weak {
+        return pump_weak(shared, weak, from, to, generation);
+    }
     let mut buffer = [0; 16 * 1024];
     let _refused = from.set_read_timeout(Some(READ_TIMEOUT));
     while may_go_on(shared, generation) {
@@ -215,6 +239,51 @@ fn pump(shared: &Shared, mut from: TcpStream, mut to: TcpStream, generation: u64
     // Half a close is a close, but not through a stalled cable.
     may_go_on(shared, generation);
     let _closed_already = to.shutdown(Shutdown::Both);
+    let _closed_already = from.shutdown(Shutdown::Both);
+}
+
+/// The same over a weak cable: what comes in lies on it until it is due.
+fn pump_weak(shared: &Arc<Shared>, weak: Weak, mut from: TcpStream, mut to: TcpStream, generation: u64) {
+    /// Little enough that the rate is even.
+    const PIECE_BYTES: usize = 256;
+    // A cable holds no more than its delay and half a second: the rest waits in the sender's socket.
+    let pieces = weak.bytes_per_s as f64 * (weak.delay.as_secs_f64() + 0.5) / PIECE_BYTES as f64;
+    let (cable, far_end) = mpsc::sync_channel::<(Instant, Vec<u8>)>(pieces as usize + 1);
+    let writer = thread::spawn({
+        let shared = Arc::clone(shared);
+        move || {
+            loop {
+                match far_end.recv_timeout(READ_TIMEOUT) {
+                    Ok((due, piece)) => {
+                        thread::sleep(due.saturating_duration_since(Instant::now()));
+                        if !may_go_on(&shared, generation) || to.write_all(&piece).is_err() {
+                            break;
+                        }
+                    }
+                    Err(RecvTimeoutError::Timeout) if may_go_on(&shared, generation) => {}
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            let _closed_already = to.shutdown(Shutdown::Both);
+        }
+    });
+    let mut buffer = [0; PIECE_BYTES];
+    let _refused = from.set_read_timeout(Some(READ_TIMEOUT));
+    let mut free = Instant::now();
+    while may_go_on(shared, generation) {
+        let length = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => length,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
+            Err(_) => break,
+        };
+        free = free.max(Instant::now()) + Duration::from_secs_f64(length as f64 / weak.bytes_per_s as f64);
+        if cable.send((free + weak.delay, buffer[..length].to_vec())).is_err() {
+            break;
+        }
+    }
+    drop(cable);
+    let _panicked = writer.join();
     let _closed_already = from.shutdown(Shutdown::Both);
 }
 

@@ -3,13 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod model;
+mod plain;
+mod weak;
 mod weights;
 
 use std::sync::Arc;
 
 use super::codec::{self, Frame};
 use super::message::{Acked, AgentMessage, CommandCursor, Rejected, ServerMessage, Welcome};
-use super::{Config, Greeting, Input, Output, Purpose, Session, Timer};
+use super::{Config, Greeting, Input, LaneConfig, Output, Purpose, Session, Timer};
 use crate::config::Encoding;
 use crate::link::Class;
 use crate::record::{Body, Epoch, Fetch, Gap, Item, LaneName, Offer, Record, Seq, Why};
@@ -28,8 +30,9 @@ fn config() -> Config {
         window_bytes: 10_000,
         batch_bytes_max: 2_000,
         ack_timeout_ms: ACK_TIMEOUT_MS,
-        weights: Vec::new(),
+        start_bytes: u32::MAX,
         endpoint_urls: vec!["wss://a".into(), "wss://b".into()],
+        ..Config::default()
     }
 }
 
@@ -47,7 +50,8 @@ fn greeting(offers: Vec<Offer>, encoding: Encoding) -> Greeting {
         commands: Some(CommandCursor { stream: 3, seq: 2 }),
         last: Some("silent".into()),
         session: 5,
-        encoding,
+        encoding: Some(encoding),
+        capped: false,
         batch_records_max: 40,
     }
 }
@@ -88,6 +92,7 @@ fn records(range: std::ops::RangeInclusive<Seq>, bytes: usize) -> Vec<Item> {
 struct Rig {
     session: Session,
     now: Instant,
+    encoding: Encoding,
     /// The last question of each lane.
     fetches: Vec<Fetch>,
 }
@@ -95,7 +100,8 @@ struct Rig {
 impl Rig {
     fn of(config: Config, greeting: Greeting) -> Self {
         let now = Instant::from_micros(1_000_000);
-        Self { session: Session::new(Arc::new(config), greeting, now), now, fetches: Vec::new() }
+        let encoding = greeting.encoding.unwrap_or(Encoding::Json);
+        Self { session: Session::new(Arc::new(config), greeting, now), now, encoding, fetches: Vec::new() }
     }
 
     fn greets(offers: Vec<Offer>) -> Self {
@@ -112,7 +118,7 @@ impl Rig {
     }
 
     fn hears(&mut self, message: &ServerMessage) {
-        match codec::encode(message, self.session.encoding()) {
+        match codec::encode(message, self.encoding) {
             Frame::Text(text) => self.session.handle_input(Input::Text(&text), self.now),
             Frame::Binary(bytes) => self.session.handle_input(Input::Binary(&bytes), self.now),
         }
@@ -188,8 +194,9 @@ fn line(output: &Output) -> String {
             assert_eq!(*purpose, expected);
             line
         }
+        Output::Ping(counter) => format!("ping {counter}"),
         Output::Fetch(fetch) => format!("fetch {} {}", fetch.lane, fetch.from),
-        Output::Greeted { name, server_now_ms } => format!("greeted {name} {server_now_ms}"),
+        Output::Greeted { name, server_now_ms } => format!("greeted {name} {}", server_now_ms.unwrap_or(0)),
         Output::Proved => "proved".into(),
         Output::Acked { lane, seq, .. } => format!("acked {lane} {seq}"),
         Output::Rejected { lane, seq, reason, .. } => format!("rejected {lane} {seq} {reason}"),

@@ -259,7 +259,9 @@ impl World {
                     self.rejected.push((lane, seq));
                 }
                 Output::Greeted { .. } | Output::Proved => (),
-                Output::Foreign { .. } | Output::Forgotten { .. } | Output::Command { .. } => panic!("{output:?}"),
+                Output::Ping(_) | Output::Foreign { .. } | Output::Forgotten { .. } | Output::Command { .. } => {
+                    panic!("{output:?}")
+                }
                 Output::Retry { .. } | Output::End { .. } => panic!("{output:?}"),
             }
         }

@@ -12,6 +12,10 @@ const NAMES: [&str; 3] = ["alarm", "telemetry", "log"];
 /// Bytes of a record beside its body, as shares are counted.
 const RECORD_COST: u64 = 16;
 
+fn of_weight(name: &str, weight: u32) -> LaneConfig {
+    LaneConfig { name: lane(name), weight, live_permille: 0, cap_exempt: false }
+}
+
 /// A session whose lanes never run dry, and a link that carries little.
 struct Narrow {
     random: fastrand::Rng,
@@ -39,7 +43,7 @@ impl Narrow {
             window_records: random.u32(8..200),
             window_bytes: batch_bytes_max * random.u32(2..8),
             batch_bytes_max,
-            weights: NAMES.iter().map(|name| lane(name)).zip(weights.iter().copied()).collect(),
+            lanes: NAMES.iter().zip(&weights).map(|(name, weight)| of_weight(name, *weight)).collect(),
             ..config()
         };
         let offers = NAMES[..lanes].iter().map(|name| Offer { sent_max: 0, ..offer(name, 1, 1 << 40) }).collect();
@@ -85,7 +89,7 @@ impl Narrow {
                     assert_eq!(records[0].seq, before + 1, "the order inside a lane stays");
                     self.wire.push_back((index, records[records.len() - 1].seq, cost));
                 }
-                Output::End { .. } | Output::Foreign { .. } => panic!("{output:?}"),
+                Output::Ping(_) | Output::End { .. } | Output::Foreign { .. } => panic!("{output:?}"),
                 Output::Greeted { .. }
                 | Output::Proved
                 | Output::Acked { .. }
@@ -181,7 +185,7 @@ fn a_narrow_link_is_shared_by_weight_and_no_lane_starves() {
 
 #[test]
 fn a_lane_alone_has_the_whole_link_whatever_its_weight() {
-    let config = Config { weights: vec![(lane("a"), 1), (lane("b"), 1000)], ..config() };
+    let config = Config { lanes: vec![of_weight("a", 1), of_weight("b", 1000)], ..config() };
     let mut rig = Rig::of(config, greeting(vec![offer("a", 1, 1000), offer("b", 1, 1)], Encoding::Json));
     rig.hears(&ServerMessage::Welcome(welcome()));
     rig.did();

@@ -140,7 +140,9 @@ fn random_life(seed: u64) -> (u64, u64) {
                     );
                     (attempts, tried) = (attempts + 1, endpoint);
                 }
-                Output::Save(saved) => stables += u64::from(saved == Saved::default()),
+                Output::Save(saved) => {
+                    stables += u64::from((saved.backoff_exponent, saved.not_before_boot_ms) == (0, 0))
+                }
                 Output::GiveUp => panic!("seed {seed} step {step}: gave up"),
                 Output::Dial { .. } | Output::Ping | Output::Drop { .. } | Output::Changed => {}
                 Output::Probe { .. } | Output::Remedy { .. } => {}

@@ -137,12 +137,18 @@ impl Rig {
         self.now = end;
     }
 
+    /// What is saved costs the next process no wait.
+    fn is_rested(&self) -> bool {
+        self.saved
+            .is_some_and(|saved| (saved.backoff_exponent, saved.slow_exponent, saved.not_before_boot_ms) == (0, 0, 0))
+    }
+
     /// A session that proved stable.
     fn connect_stably(&mut self) {
         self.connect();
         self.input(Input::Proved);
         self.stay_up(ms(self.config.reconnect.stable_after_ms));
-        assert_eq!(self.saved, Some(Saved::default()), "stable");
+        assert!(self.is_rested(), "stable");
     }
 }
 
@@ -177,7 +183,8 @@ fn walks_the_handshake_in_order() {
     assert_eq!(rig.input(Input::Resolved { addresses: 2 }), [Output::Dial { address: 0 }, Output::Changed]);
     for input in [Input::Dialed { address: 0 }, Input::Secured, Input::Upgraded, Input::Greeted] {
         states.push(rig.state());
-        assert_eq!(rig.input(input), [Output::Changed]);
+        let outputs = rig.input(input);
+        assert!(outputs.iter().all(|output| matches!(output, Output::Changed | Output::Save(_))), "{outputs:?}");
     }
     states.push(rig.state());
     assert_eq!(states, ["resolving", "dialing", "securing", "upgrading", "greeting", "up"]);
@@ -210,32 +217,13 @@ fn a_late_handshake_says_in_which_stage() {
 }
 
 #[test]
-fn each_address_is_tried_with_its_share_of_what_is_left() {
-    let mut rig = Rig::new(config(), 1);
-    rig.attempt();
-    let from = rig.now;
-    rig.now = rig.now + s(6);
-    rig.input(Input::Resolved { addresses: 4 });
-    // 24 s are left for four: 6 s each, and what one does not use is the others'.
-    assert_eq!(rig.next().1, [Output::Drop { close: None }, Output::Dial { address: 1 }, Output::Changed]);
-    assert_eq!(rig.now.since(from), s(12));
-    assert_eq!(rig.input(failed(Class::Refused)), [Output::Dial { address: 2 }, Output::Changed]);
-    rig.reach("upgrading", 4); // accepts and never upgrades
-    assert_eq!(rig.next().1, [Output::Drop { close: None }, Output::Dial { address: 3 }, Output::Changed]);
-    assert_eq!(rig.now.since(from), s(21), "half of the remaining 18 s");
-    rig.next();
-    assert_eq!(rig.now.since(from), s(30));
-    assert_eq!((rig.state(), rig.link.view().attempts), ("waiting", 1));
-}
-
-#[test]
 fn a_route_that_is_missing_here_does_not_hide_what_another_address_said() {
     for order in [[Class::Local, Class::Refused], [Class::Refused, Class::Local]] {
         let mut rig = Rig::new(config(), 1);
         rig.attempt();
         rig.reach("dialing", 2);
-        for class in order {
-            rig.input(Input::Failed(Failure::new(class, class.name())));
+        for (address, class) in (0..).zip(order) {
+            rig.input(Input::DialFailed { address, failure: Failure::new(class, class.name()) });
         }
         let (class, detail, _) = rig.link.view().last_failure.unwrap();
         assert_eq!((class, detail.as_str()), ("refused", "refused"), "{order:?}");
@@ -327,9 +315,9 @@ fn proof_that_comes_late_still_counts() {
     let mut rig = Rig::new(config(), 7);
     rig.connect();
     rig.stay_up(s(300));
-    assert_ne!(rig.saved, Some(Saved::default()));
+    assert!(!rig.is_rested());
     rig.input(Input::Proved);
-    assert_eq!(rig.saved, Some(Saved::default()));
+    assert!(rig.is_rested());
 }
 
 #[test]
@@ -350,7 +338,7 @@ fn a_local_cause_is_tried_promptly_once() {
 #[test]
 fn a_refusal_is_tried_slowly_and_more_and_more_slowly() {
     // OpenVPN/openvpn#932: a refused login was repeated every 5 s for hours.
-    for class in [Class::Credentials, Class::WrongPlace, Class::Certificate, Class::ClockUnset] {
+    for class in [Class::WrongPlace, Class::Certificate, Class::ClockUnset] {
         let mut rig = Rig::new(config(), 3);
         for minutes in [5, 10, 20, 40, 60, 60] {
             rig.attempt();

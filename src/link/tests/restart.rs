@@ -33,7 +33,7 @@ fn a_crash_in_a_stable_session_costs_no_wait() {
 
 #[test]
 fn a_restart_does_not_bypass_the_backoff() {
-    for (class, least) in [(Class::Refused, s(28)), (Class::Credentials, s(420))] {
+    for (class, least) in [(Class::Refused, s(28)), (Class::WrongPlace, s(420))] {
         let mut rig = Rig::new(config(), 1);
         for _ in 0..2 {
             rig.attempt();

@@ -15,7 +15,10 @@ fn a_lost_heartbeat_has_its_own_name() {
                 break (timer, outputs);
             }
         };
-        assert_eq!(outputs, [Output::Ping], "miss {miss}");
+        // Suspect from the first miss on, and that shows.
+        assert_eq!(rig.link.view().suspect, miss > 0);
+        let expected: &[Output] = if miss > 0 { &[Output::Ping, Output::Changed] } else { &[Output::Ping] };
+        assert_eq!(outputs, expected, "miss {miss}");
         rig.input(Input::PingFlushed);
     }
     let (timer, outputs) = rig.next();

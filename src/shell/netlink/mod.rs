@@ -241,3 +241,64 @@ fn source(address: &SocketAddr, interface: Option<&str>) -> io::Result<SocketAdd
     socket.connect(&(*address).into())?;
     UdpSocket::from(socket).local_addr()
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use mio::Poll;
+
+    use super::*;
+
+    /// A message: its type, then the type and the flags of the route in it.
+    fn message(kind: u16, route: u8, flags: u32) -> Vec<u8> {
+        let mut message = vec![0; 30];
+        message[..4].copy_from_slice(&30_u32.to_ne_bytes());
+        message[4..6].copy_from_slice(&kind.to_ne_bytes());
+        message[23] = route;
+        message[24..28].copy_from_slice(&flags.to_ne_bytes());
+        // To the next multiple of four.
+        message.extend([0, 0]);
+        message
+    }
+
+    #[test]
+    fn a_route_or_a_rule_is_told_from_all_else_that_the_kernel_says() {
+        let (link, address, route, no_route, rule) = (16, 20, 24, 25, 32);
+        for (kind, is_route) in [(link, false), (address, false), (route, true), (no_route, true), (rule, true)] {
+            assert_eq!(has_route(&message(kind, 1, 0)), is_route, "{kind}");
+            let second = [message(address, 1, 0), message(kind, 1, 0)].concat();
+            assert_eq!(has_route(&second), is_route, "{kind}, the second in its datagram");
+        }
+        assert!(!has_route(&message(route, 1, 0x200)), "learned for one destination");
+        assert!(!has_route(&message(route, 2, 0)), "an address of our own has one, too");
+    }
+
+    #[test]
+    fn a_datagram_that_is_cut_or_absurd_is_no_route_and_no_trouble() {
+        let whole = message(24, 1, 0);
+        for length in 0..28 {
+            assert!(!has_route(&whole[..length]), "{length}");
+        }
+        for length in [0, 1, 15, 1 << 20, u32::MAX] {
+            let mut absurd = message(20, 1, 0);
+            absurd[..4].copy_from_slice(&length.to_ne_bytes());
+            has_route(&absurd.repeat(3));
+        }
+    }
+
+    #[test]
+    fn the_first_look_is_no_change_and_what_was_learned_is_looked_at_once_it_has_settled() {
+        let poll = Poll::new().unwrap();
+        let mut watch = Watch::new(poll.registry(), Token(1));
+        let at = |ms: u64| Instant::from_micros(ms * 1000);
+        watch.set_places([(None, "localhost", 1), (Some("nowhere0"), "192.0.2.1", 1)], at(0));
+        assert_eq!(watch.look(at(0)), Some(News { usable: !0b10, changed: false }), "no such interface");
+        assert_eq!((watch.look(at(9000)), watch.poll_timeout()), (None, None));
+        watch.learn(0, &["127.0.0.1:1".parse().unwrap()], at(9000));
+        watch.learn(1, &["192.0.2.1:1".parse().unwrap()], at(9000));
+        assert_eq!(watch.poll_timeout(), None, "nothing new");
+        watch.learn(1, &["127.0.0.1:1".parse().unwrap()], at(9000));
+        assert_eq!((watch.look(at(9199)), watch.poll_timeout()), (None, Some(at(9200))));
+        assert_eq!(watch.look(at(9200)), Some(News { usable: u16::MAX, changed: false }));
+    }
+}

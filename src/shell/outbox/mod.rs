@@ -79,7 +79,7 @@ pub fn run<D: Disk>(outbox: Outbox<D>, setup: Setup) {
         lost: 0,
         server_ahead_ms: None,
     };
-    keeper.publish(Vec::new());
+    keeper.publish(Vec::new(), false);
     keeper.spend(clock::now());
     keeper.show(clock::now());
     while !keeper.turn() {}
@@ -159,6 +159,10 @@ impl<D: Disk> Keeper<D> {
             self.outbox.handle_timeout(now);
             self.tell_moved(&mut outcomes);
         }
+        let prepare = mem::take(&mut self.load.prepare_offers);
+        if prepare {
+            self.begin_live(&mut outcomes);
+        }
         self.spend(now);
         while let Some(Event { kind, detail }) = self.outbox.poll_event() {
             log::warn!(target: "outbox", "{kind} {detail}");
@@ -172,7 +176,7 @@ impl<D: Disk> Keeper<D> {
         let server_ms = self.server_ahead_ms.map(|ahead_ms| ahead_ms.saturating_add(boot_ms));
         self.outbox.handle_clock(Clock { boot, boot_ms, wall_ms, server_ms });
         let items = self.fetch(&mut outcomes);
-        self.publish(items);
+        self.publish(items, prepare);
         self.show(now);
         if served || !outcomes.is_empty() {
             self.setup.local.give(|local| local.outcomes.append(&mut outcomes));
@@ -388,6 +392,16 @@ impl<D: Disk> Keeper<D> {
         self.waiters.unwatch_from(&name, next);
     }
 
+    /// A connection is about to begin: lanes with a backlog go on in a new epoch.
+    fn begin_live(&mut self, outcomes: &mut Vec<Outcome>) {
+        // Who waits for a commit hears of it under the name that his record has.
+        self.commit_held(outcomes);
+        for lane in self.outbox.begin_live() {
+            log::info!(target: "outbox", "live records go ahead of the backlog lane={lane}");
+        }
+        self.tell_moved(outcomes);
+    }
+
     fn fetch(&mut self, outcomes: &mut Vec<Outcome>) -> Vec<(Fetch, Vec<Item>)> {
         let mut answers = Vec::with_capacity(self.load.fetches.len());
         for fetch in self.load.fetches.drain(..) {
@@ -409,14 +423,15 @@ impl<D: Disk> Keeper<D> {
     }
 
     /// Tells the uplink what it does not know yet, with one wake-up.
-    fn publish(&mut self, items: Vec<(Fetch, Vec<Item>)>) {
+    fn publish(&mut self, items: Vec<(Fetch, Vec<Item>)>, prepared: bool) {
         let offers = self.outbox.offers();
         let changed = offers != self.offers;
-        if !changed && items.is_empty() {
+        if !changed && items.is_empty() && !prepared {
             return;
         }
         self.setup.uplink.give(|uplink| {
             uplink.items.extend(items);
+            uplink.offers_prepared |= prepared;
             if changed {
                 uplink.offers.clone_from(&offers);
                 uplink.offers_changed = true;

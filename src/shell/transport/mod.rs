@@ -48,7 +48,7 @@ pub struct Reach {
     pub target: Target,
     /// Its part of the configuration.
     pub endpoint: Endpoint,
-    /// Offered in this order.
+    /// Offered in this order; none in the plain dialect.
     pub encodings: Vec<Encoding>,
     /// For `User-Agent`.
     pub agent: String,
@@ -115,8 +115,8 @@ pub enum Progress {
     Dialed(Handshake),
     /// TLS is up; go on.
     Secured(Handshake),
-    /// The upgrade succeeded; the server picked this encoding.
-    Upgraded(Box<Open>, Encoding),
+    /// The upgrade succeeded; the server picked this encoding, or none was offered (the plain dialect).
+    Upgraded(Box<Open>, Option<Encoding>),
     /// The upgrade was answered with this status and a location.
     Redirected(u16, Location),
 }
@@ -189,7 +189,10 @@ fn request(reach: &Reach, authorization: Option<&HeaderValue>, url: Option<&Uri>
     let mut request = url.unwrap_or(&reach.target.uri).clone().into_client_request().map_err(|error| fault(&error))?;
     let tokens: Vec<_> = reach.encodings.iter().map(|encoding| encoding.token()).collect();
     let headers = request.headers_mut();
-    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::try_from(tokens.join(", ")).map_err(|error| fault(&error))?);
+    if !tokens.is_empty() {
+        let tokens = HeaderValue::try_from(tokens.join(", ")).map_err(|error| fault(&error))?;
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, tokens);
+    }
     headers.insert(USER_AGENT, HeaderValue::try_from(&reach.agent).map_err(|error| fault(&error))?);
     if let Some(authorization) = authorization {
         headers.insert(AUTHORIZATION, authorization.clone());
@@ -226,7 +229,10 @@ fn upgraded(result: Upgrade, plan: Plan) -> Result<Progress, Failure> {
         Ok((socket, response)) => {
             let picked = response.headers().get(SEC_WEBSOCKET_PROTOCOL).and_then(|value| value.to_str().ok());
             match plan.encodings.iter().find(|encoding| Some(encoding.token()) == picked) {
-                Some(encoding) => Ok(Progress::Upgraded(Box::new(Open::new(socket, plan.meter)), *encoding)),
+                None if plan.encodings.is_empty() => {
+                    Ok(Progress::Upgraded(Box::new(Open::new(socket, plan.meter)), None))
+                }
+                Some(encoding) => Ok(Progress::Upgraded(Box::new(Open::new(socket, plan.meter)), Some(*encoding))),
                 None => Err(Failure::new(Class::WrongPlace, "upgrading: no subprotocol in common")),
             }
         }

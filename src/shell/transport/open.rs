@@ -39,12 +39,19 @@ pub const BUFFERS_BYTES_MAX: usize = 2 * (READ_BYTES + 3 * MESSAGE_BYTES_MAX + W
 pub struct Open {
     socket: WebSocket<Stream>,
     /// Frames that wait for the one before them to leave.
-    waiting: VecDeque<(Frame, Purpose)>,
+    waiting: VecDeque<Waiting>,
     /// The socket took no more: its readiness says when to go on.
     stuck: bool,
     /// A ping is written and not yet flushed.
     ping_waits: bool,
     meter: Rc<Meter>,
+}
+
+/// What waits for the socket.
+enum Waiting {
+    Frame(Frame, Purpose),
+    /// With this payload.
+    Ping(String),
 }
 
 /// What came.
@@ -56,8 +63,8 @@ pub enum Incoming {
     Binary(tungstenite::Bytes),
     /// A ping; its pong leaves by itself.
     Ping,
-    /// A pong.
-    Pong,
+    /// A pong, and its payload.
+    Pong(tungstenite::Bytes),
 }
 
 /// What a flush achieved.
@@ -76,7 +83,12 @@ impl Open {
 
     /// Puts a frame behind the others; it leaves with [`Open::flush`].
     pub fn send(&mut self, frame: Frame, purpose: Purpose) {
-        self.waiting.push_back((frame, purpose));
+        self.waiting.push_back(Waiting::Frame(frame, purpose));
+    }
+
+    /// Puts a ping behind the frames.
+    pub fn ping_behind(&mut self, payload: String) {
+        self.waiting.push_back(Waiting::Ping(payload));
     }
 
     /// Writes a ping, behind the frame that is on its way and ahead of those that wait.
@@ -98,13 +110,20 @@ impl Open {
                 break true;
             }
             ping |= std::mem::take(&mut self.ping_waits);
-            let Some((frame, purpose)) = self.waiting.pop_front() else {
-                // What tungstenite sends by itself is a pong.
-                self.meter.set_sending(Purpose::Heartbeat);
-                break false;
+            let (message, purpose) = match self.waiting.pop_front() {
+                None => {
+                    // What tungstenite sends by itself is a pong.
+                    self.meter.set_sending(Purpose::Heartbeat);
+                    break false;
+                }
+                Some(Waiting::Frame(frame, purpose)) => (message(frame), purpose),
+                Some(Waiting::Ping(payload)) => {
+                    self.ping_waits = true;
+                    (Message::Ping(payload.into()), Purpose::Heartbeat)
+                }
             };
             self.meter.set_sending(purpose);
-            let result = self.socket.write(message(frame));
+            let result = self.socket.write(message);
             if !self.done(result)? {
                 break true;
             }
@@ -119,7 +138,7 @@ impl Open {
                 Ok(Message::Text(text)) => Ok(Some(Incoming::Text(text))),
                 Ok(Message::Binary(bytes)) => Ok(Some(Incoming::Binary(bytes))),
                 Ok(Message::Ping(_)) => Ok(Some(Incoming::Ping)),
-                Ok(Message::Pong(_)) => Ok(Some(Incoming::Pong)),
+                Ok(Message::Pong(payload)) => Ok(Some(Incoming::Pong(payload))),
                 Ok(Message::Close(frame)) => {
                     // The answer, best effort.
                     let _ = self.socket.flush();

@@ -45,10 +45,7 @@ impl Keeping {
     /// The link wants this kept.
     pub fn keep(&mut self, saved: Saved, setup: &Setup) {
         self.saved = saved;
-        if let Err(error) = saved::write(&setup.backoff_file, saved) {
-            let path = setup.backoff_file.display();
-            debug!(target: "uplink", "backoff not kept path={path} error={error}");
-        }
+        saved::keep(&setup.backoff_file, saved);
         // Which remedies were run is written by the errand that runs them.
         let (now, new, old) = (clock::now(), lasting(&saved), lasting(&self.on_flash));
         let due = self.flash_at.is_none_or(|at| now.since(at) >= FLASH_INTERVAL);

@@ -23,6 +23,7 @@ use super::netlink::{News, Watch};
 use super::port::{ForOutbox, ForUplink, Port, Refusal};
 use super::prepare::ADDRESSES_MAX;
 use super::remedy::{Run, Runner};
+use super::saved;
 use super::transport::{BUFFERS_BYTES_MAX, Handshake, Incoming, Location, Meter, Open, Progress, Reach};
 use crate::config::proxy::{Environment, proxy_for};
 use crate::config::target::Target;
@@ -68,6 +69,8 @@ pub struct Setup {
     pub runner: Arc<Runner>,
     /// Offered in this order.
     pub encodings: Vec<Encoding>,
+    /// A lane lets live records go ahead of its backlog: the outbox is asked what to offer before a session begins.
+    pub live: bool,
     /// Hosts reached without the proxy.
     pub no_proxy: Vec<String>,
     /// How long a program may take that prints a credential.
@@ -76,6 +79,8 @@ pub struct Setup {
     pub heartbeat: Heartbeat,
     /// Where the backoff is kept: `backoff` in the local socket's folder.
     pub backoff_file: PathBuf,
+    /// Where the bytes of the day are kept, beside it. `upstream.cap` gives way to what it says.
+    pub day_file: PathBuf,
     /// Where it is kept on flash, for the time after a reboot.
     pub flash_file: PathBuf,
     /// Called in each turn of the loop: a sign of life for the watchdog. Waking the port makes a turn.
@@ -159,6 +164,9 @@ impl Uplink {
             setup.upstream.saved = Some(saved);
             setup.upstream.fresh_boot = !this_boot;
         }
+        if let Some((day, true)) = saved::read(&setup.day_file) {
+            setup.upstream.cap = setup.upstream.cap.with(day);
+        }
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         let port = Port::with_wake(wake(&waker));
@@ -191,10 +199,12 @@ impl Uplink {
             keeping,
             endpoint: 0,
             transport: Transport::None,
+            upgraded: None,
             ready: false,
             offered: false,
             meter: Rc::new(Meter::default()),
             wire: status::Wire::default(),
+            counted: 0,
             commands: 0,
             view_is_stale: true,
             was_up: false,
@@ -267,6 +277,8 @@ struct Reactor {
     elsewhere: Option<EndpointsFile>,
     keeping: Keeping,
     transport: Transport,
+    /// The upgrade is through, and the core hears of it when the outbox has prepared what to offer.
+    upgraded: Option<Option<Encoding>>,
     /// The socket may have something for us, or take something.
     ready: bool,
     /// The outbox has said what it holds. A `hello` before that would name nothing, and the session end at once.
@@ -274,6 +286,8 @@ struct Reactor {
     meter: Rc<Meter>,
     /// As pinned last.
     wire: status::Wire,
+    /// All bytes, as told last.
+    counted: u64,
     /// Commands received since the start.
     commands: u64,
     view_is_stale: bool,
@@ -304,6 +318,7 @@ impl Reactor {
             self.perform();
         }
         self.flush();
+        self.count();
         self.publish();
         self.exit
     }
@@ -373,12 +388,13 @@ impl Reactor {
     }
 
     fn take_from_port(&mut self) {
-        let (offers, items, setup, sources_changed, stop) = {
+        let (offers, items, prepared, setup, sources_changed, stop) = {
             let mut port = self.port.lock();
             let changed = mem::take(&mut port.offers_changed);
             let offers = changed.then(|| port.offers.clone());
+            let prepared = mem::take(&mut port.offers_prepared);
             let (setup, sources_changed) = (port.setup.take(), mem::take(&mut port.sources_changed));
-            (offers, mem::take(&mut port.items), setup, sources_changed, port.stop)
+            (offers, mem::take(&mut port.items), prepared, setup, sources_changed, port.stop)
         };
         if stop {
             self.tell(Input::Stop);
@@ -393,6 +409,9 @@ impl Reactor {
         }
         for (fetch, items) in items {
             self.tell(Input::Items(&fetch, items));
+        }
+        if let Some(encoding) = self.upgraded.take_if(|_| prepared) {
+            self.begin_session(encoding);
         }
         if let Some(offers) = offers {
             self.offered = true;
@@ -444,8 +463,10 @@ impl Reactor {
         self.board.endpoints.lock().clone_from(&setup.upstream.endpoints);
         let (link, dialect) = (Arc::clone(&setup.upstream.link), Arc::clone(&setup.upstream.dialect));
         let endpoints = setup.upstream.endpoints.clone();
+        let bytes_per_day_max = setup.upstream.cap.max();
         self.setup = setup;
-        self.upstream.reconfigure(upstream::Reconfiguration { link, dialect, endpoints, was }, clock::now());
+        let new = upstream::Reconfiguration { link, dialect, endpoints, was, bytes_per_day_max };
+        self.upstream.reconfigure(new, clock::now());
         self.perform();
         self.view_is_stale = true;
     }
@@ -474,16 +495,31 @@ impl Reactor {
                 }
                 Ok(Progress::Upgraded(open, encoding)) => {
                     self.transport = Transport::Open(open);
-                    let offers = {
-                        let mut port = self.port.lock();
-                        port.offers_changed = false;
-                        port.offers.clone()
-                    };
-                    self.tell(Input::Upgraded { encoding, offers: &offers });
+                    self.on_upgraded(encoding);
                 }
                 Err(failure) => self.fail(failure),
             }
         }
+    }
+
+    /// Where lanes may go on in a new epoch, the outbox is asked first: `hello` names all that the session carries.
+    fn on_upgraded(&mut self, encoding: Option<Encoding>) {
+        if self.setup.live {
+            self.port.lock().offers_prepared = false;
+            self.upgraded = Some(encoding);
+            self.outbox.give(|outbox| outbox.prepare_offers = true);
+        } else {
+            self.begin_session(encoding);
+        }
+    }
+
+    fn begin_session(&mut self, encoding: Option<Encoding>) {
+        let offers = {
+            let mut port = self.port.lock();
+            port.offers_changed = false;
+            port.offers.clone()
+        };
+        self.tell(Input::Upgraded { encoding, offers: &offers });
     }
 
     /// Takes the sockets that race as far as they go.
@@ -552,8 +588,8 @@ impl Reactor {
                 true
             }
             Incoming::Ping => false,
-            Incoming::Pong => {
-                self.tell(Input::Pong);
+            Incoming::Pong(payload) => {
+                self.tell(Input::Pong(&payload));
                 self.view_is_stale = true;
                 false
             }
@@ -604,9 +640,12 @@ impl Reactor {
                     open.send(frame, purpose);
                 }
             }
-            Output::Ping => {
+            Output::Ping { counter } => {
                 if let Transport::Open(open) = &mut self.transport {
-                    open.ping()?;
+                    match counter {
+                        Some(counter) => open.ping_behind(counter.to_string()),
+                        None => open.ping()?,
+                    }
                 }
             }
             Output::Drop { close } => {
@@ -638,6 +677,7 @@ impl Reactor {
                 trace!(target: "uplink", "command without subscriber seq={seq} topic={topic:?}");
             }
             Output::Save(saved) => self.keeping.keep(saved, &self.setup),
+            Output::SaveDay(saved) => saved::keep(&self.setup.day_file, saved),
             Output::GiveUp => self.exit = Some(Exit::GaveUp),
         }
         Ok(())
@@ -666,12 +706,24 @@ impl Reactor {
     }
 
     fn drop_transport(&mut self, close: Option<u16>) {
+        self.upgraded = None;
         self.dialing.drop_sockets();
         match (mem::take(&mut self.transport), close) {
             (Transport::Open(open), Some(code)) => open.close(code),
             (Transport::None | Transport::Handshake(_) | Transport::Open(_), _) => (),
         }
         self.meter.claim_received(Purpose::Handshake);
+    }
+
+    /// Tells the core what the meter shows.
+    fn count(&mut self) {
+        let wire = self.meter.wire();
+        let bytes = wire.bytes_sent + wire.bytes_received;
+        if bytes != mem::replace(&mut self.counted, bytes) {
+            self.tell(Input::Wire(bytes));
+            // What that allows again goes out.
+            self.flush();
+        }
     }
 
     /// That it is run is on flash before it is run: it may be what takes our power.
@@ -693,7 +745,8 @@ impl Reactor {
 
     /// Pins to the board what has changed.
     fn publish(&mut self) {
-        let wire = self.meter.wire();
+        let mut wire = self.meter.wire();
+        (wire.day_bytes, wire.capped) = self.upstream.day();
         if wire != mem::replace(&mut self.wire, wire) {
             *self.board.wire.lock() = wire;
         }

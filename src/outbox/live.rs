@@ -1,0 +1,62 @@
+//! Live ahead of backlog: after an outage a lane that asks for it begins a new epoch for what is put from now on, and
+//! its backlog drains beside it. Each of the two stays a FIFO; which of them has how much of the link is the dialect's.
+
+use std::time::Duration;
+
+use super::Outbox;
+use super::disk::Disk;
+use super::lane::{Io, Lane};
+use super::log::{Leave, Log};
+use crate::record::LaneName;
+
+/// So much that waits is a backlog: one full batch, as the defaults have it.
+const BACKLOG_BYTES_MIN: usize = 65_536;
+/// What has waited so long is one, too, however little it is.
+const BACKLOG_AGE_MIN: Duration = Duration::from_secs(5);
+/// Logs of a lane with one that is live: what comes in a second outage before the first one's backlog is through
+/// waits behind what is live by now.
+const LOGS_MAX: usize = 2;
+
+impl<D: Disk> Outbox<D> {
+    /// A connection is about to begin: its `hello` names what the lanes have then. Returns those that go on in a new
+    /// epoch. Costs such a lane a page on flash, and a segment that it would soon have taken.
+    pub fn begin_live(&mut self) -> Vec<LaneName> {
+        let io = &mut self.io;
+        self.lanes.iter_mut().filter_map(|lane| lane.begin_live(io).then(|| lane.name.clone())).collect()
+    }
+}
+
+impl Lane {
+    fn begin_live<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
+        let Some(config) = self.config.as_ref().filter(|config| config.live_share > 0.0) else { return false };
+        let segments_bytes = 2 * (self.logs.len() as u64 + 1) * u64::from(self.segment_bytes);
+        let may_begin = self.failing.is_none() && self.logs.len() < LOGS_MAX && segments_bytes <= config.bytes_max;
+        if !may_begin || !self.has_backlog(io) {
+            return false;
+        }
+        // The log that is older from now on takes nothing more: what waits in RAM goes to flash before.
+        self.write_waiting(io);
+        self.waiting().0 == 0 && self.log().leave != Leave::AtOnce && self.begin(io).is_ok()
+    }
+
+    fn has_backlog<D: Disk>(&self, io: &Io<D>) -> bool {
+        let log = self.log();
+        let Some(oldest) = oldest_held(log) else { return false };
+        // What is not in RAM any more was put long before all that is.
+        let Some(draft) = log.recent.get(oldest) else { return true };
+        let aged = io.clock.is_some_and(|clock| {
+            let age = Duration::from_millis(clock.boot_ms.saturating_sub(draft.boot_ms));
+            clock.boot != draft.boot || age >= BACKLOG_AGE_MIN
+        });
+        aged || log.recent.bytes() >= BACKLOG_BYTES_MIN
+    }
+}
+
+/// The first position that still has a record to send.
+fn oldest_held(log: &Log) -> Option<u64> {
+    let mut at = log.acked + 1;
+    while let Some(run) = log.runs.at(at) {
+        at = run.to + 1;
+    }
+    (at < log.next).then_some(at)
+}
