@@ -64,7 +64,7 @@ pub fn run(config: Config, options: Options) -> ExitCode {
         crew: None,
         crews: 0,
         told_alive: Instant::default(),
-        restarts: VecDeque::new(),
+        restarts: Restarts::default(),
         notify: Notify::from_env(),
         config,
         options,
@@ -82,6 +82,19 @@ pub fn run(config: Config, options: Options) -> ExitCode {
     agent.supervise()
 }
 
+/// When crews ended unasked.
+#[derive(Default)]
+struct Restarts(VecDeque<Instant>);
+
+impl Restarts {
+    /// One more; how many there were in the window, this one included.
+    fn count(&mut self, now: Instant) -> usize {
+        self.0.retain(|at| now.since(*at) < RESTARTS_WINDOW);
+        self.0.push_back(now);
+        self.0.len()
+    }
+}
+
 struct Agent {
     config: Config,
     options: Options,
@@ -93,8 +106,7 @@ struct Agent {
     /// Crews there ever were.
     crews: u64,
     told_alive: Instant,
-    /// When crews ended unasked.
-    restarts: VecDeque<Instant>,
+    restarts: Restarts,
 }
 
 impl Agent {
@@ -162,14 +174,13 @@ impl Agent {
 
     fn restart(&mut self) -> Result<(), ExitCode> {
         let now = clock::now();
-        self.restarts.retain(|at| now.since(*at) < RESTARTS_WINDOW);
-        self.restarts.push_back(now);
-        if self.restarts.len() > RESTARTS_MAX {
-            let code = leave(exit::SOFTWARE, &format!("{} crews ended unasked, leaving", self.restarts.len()));
+        let restarts = self.restarts.count(now);
+        if restarts > RESTARTS_MAX {
+            let code = leave(exit::SOFTWARE, &format!("{restarts} crews ended unasked, leaving"));
             return Err(self.stop(code));
         }
         self.replace().map_err(|error| leave(error.code(), &error.to_string()))?;
-        log::warn!(target: "agent", "restarted restarts={} at_most={RESTARTS_MAX}", self.restarts.len());
+        log::warn!(target: "agent", "restarted restarts={restarts} at_most={RESTARTS_MAX}");
         Ok(())
     }
 
@@ -268,4 +279,18 @@ fn lock(dir: &Path) -> Result<Lock, ExitCode> {
 fn leave(code: u8, why: &str) -> ExitCode {
     log::error!(target: "agent", "{why}");
     ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restarts_are_bounded_in_a_window_and_begin_anew_behind_it() {
+        let at = |s: u64| Instant::from_micros(s * 1_000_000);
+        let mut restarts = Restarts::default();
+        assert_eq!([0, 1, 2, 599].map(|s| restarts.count(at(s))), [1, 2, 3, RESTARTS_MAX + 1]);
+        let mut rare = Restarts::default();
+        assert_eq!([0, 300, 700, 1000, 1400].map(|s| rare.count(at(s))), [1, 2, 2, 2, 2]);
+    }
 }

@@ -152,6 +152,11 @@ impl Agent {
         self.child.as_mut().is_some_and(alive)
     }
 
+    /// How it left by itself; `None` while it has not.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.child.as_mut()?.try_wait().expect("our own child can be waited for")?.code()
+    }
+
     /// # Panics
     /// When the process has ended by itself, or was never started.
     #[track_caller]
