@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
 use crate::config::{Config, load};
 use crate::exit;
@@ -48,6 +48,8 @@ pub struct Options {
 pub fn run(config: Config, options: Options) -> ExitCode {
     // A dump would hold records and the token.
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    // Nor may another process of the same user look into this one (ptrace, /proc/PID/mem).
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let bell = match Bell::try_new() {
         Ok(bell) => bell,
         Err(error) => return leave(exit::SYSTEM, &format!("cannot watch signals error={error}")),

@@ -9,7 +9,7 @@ use super::{client, print, socket};
 use crate::exit;
 use crate::status::{Flash, Lane, Lifetime, Percentiles, Status};
 
-/// `--check`: link up, but flash, loss or a clone wants a look.
+/// `--check`: link up, but flash, loss, a clone or a certificate wants a look.
 const CHECK_DEGRADED: u8 = 1;
 /// `--check`: link not up.
 const CHECK_DOWN: u8 = 2;
@@ -50,9 +50,10 @@ fn check(status: &Status) -> u8 {
     let clone = status.link.last_failure.as_ref();
     let clone = clone.is_some_and(|failure| failure.class == "clone" && failure.s_ago < LOSS_S);
     let lost = status.agent.loss_s_ago.is_some_and(|s| s < LOSS_S);
+    let ends_soon = status.link.certificate.as_ref().is_some_and(|certificate| certificate.ends_soon);
     if status.link.state != "up" {
         CHECK_DOWN
-    } else if status.flash.state != "ok" || clone || lost {
+    } else if status.flash.state != "ok" || clone || lost || ends_soon {
         CHECK_DEGRADED
     } else {
         0
@@ -168,6 +169,9 @@ fn write_link(out: &mut String, status: &Status) -> fmt::Result {
         write!(out, "; the clock is not set")?;
     }
     writeln!(out)?;
+    if let Some(certificate) = link.certificate.as_ref().filter(|certificate| certificate.ends_soon) {
+        writeln!(out, "        the {}'s certificate ends at {}: renew it", certificate.of, certificate.not_after)?;
+    }
     match &link.last_failure {
         None => Ok(()),
         Some(failure) => {
