@@ -3,7 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod failover;
 mod lives;
+mod network;
+mod outage;
+mod race;
+mod refusals;
 mod restart;
 mod session;
 
