@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use backhaul::config::{Config, Encoding, Endpoint, Remedy};
+use backhaul::config::{Config, Encoding, Endpoint, Heartbeat, Remedy};
 use rustix::process::Signal;
 use serde_json::Value;
 use support::agent::{self, Agent};
@@ -42,6 +42,9 @@ impl Site {
         receiver.wait_listening();
         let [first, second] = [(); 2].map(|()| Proxy::new(&receiver.address()));
         let mut config = agent::quick(&dir, &url(&first));
+        // No session ends but by our hand, however busy the machine is.
+        config.upstream.heartbeat = Heartbeat { interval_ms: 2000, timeout_ms: 5000, ..config.upstream.heartbeat };
+        (config.upstream.handshake_timeout_ms, config.upstream.ack_timeout_ms) = (10_000, 10_000);
         adjust(&mut config, &Names { first: url(&first), file: dir.join("endpoints.toml") });
         let mut agent = Agent::new(&dir, &config);
         let producer = Producer::new(agent.socket(), None);
@@ -120,8 +123,8 @@ fn a_reload_that_the_uplink_can_take_up_drops_no_session() {
     site.deliver(5);
     site.config.upstream.reconnect.backoff_ms_max = 500;
     site.config.upstream.heartbeat.interval_ms = 300;
-    site.config.upstream.handshake_timeout_ms = 2000;
-    site.config.upstream.ack_timeout_ms = 4000;
+    site.config.upstream.handshake_timeout_ms = 11_000;
+    site.config.upstream.ack_timeout_ms = 11_000;
     site.config.remedies = vec![Remedy { after_s: 3600, exec: vec!["/bin/true".into()], ..Remedy::default() }];
     site.reload("reloaded in place", 3);
     site.config.log.level = "debug".into();
