@@ -101,9 +101,9 @@ impl Endpoints {
         *word = until.max(*word);
     }
 
-    /// The current one has refused us.
-    pub(super) fn bind_slowly(&mut self, until: Instant) {
-        self.get_mut(self.current).slow = until;
+    /// This one has refused us.
+    pub(super) fn bind_slowly(&mut self, index: u8, until: Instant) {
+        self.get_mut(index).slow = until;
     }
 
     /// Something changed here that may cure refusals.

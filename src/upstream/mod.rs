@@ -272,6 +272,8 @@ pub struct Upstream {
     /// in its window, or in its `welcome`.
     refused: BTreeSet<(LaneName, Epoch, Seq)>,
     cap: Cap,
+    /// The boot that has taken a session over, where the server named it.
+    taken_over_by: Option<String>,
     outputs: VecDeque<Output>,
 }
 
@@ -304,6 +306,7 @@ impl Upstream {
             foreign: Vec::new(),
             refused: BTreeSet::new(),
             cap,
+            taken_over_by: None,
             outputs: VecDeque::new(),
         }
     }
@@ -439,10 +442,27 @@ impl Upstream {
     fn on_failed(&mut self, failure: Failure, now: Instant) {
         self.end_session();
         let replaced = (failure.class == Class::Replaced).then(|| failure.detail.clone());
+        let failure = Failure { class: self.taken_over(failure.class, &failure.detail), ..failure };
         self.link.handle_input(link::Input::Failed(failure), now);
         if let (Some(detail), Some(Class::Clone)) = (replaced, self.link.last_class()) {
             self.event("clone_suspected", format!("another device seems to use this identity: {detail}"));
         }
+    }
+
+    /// A takeover whose reason names the newcomer's boot (rule 11). Our own is no newcomer: a connection of ours that
+    /// came late. One that takes over, is taken over by us and comes back is no reboot, however long each session was.
+    fn taken_over(&mut self, class: Class, detail: &str) -> Class {
+        let boot = detail.rsplit(' ').next().unwrap_or_default();
+        // A word like any other is no nonce.
+        if class != Class::Replaced || boot.len() < 6 || !boot.contains(|c: char| c.is_ascii_digit()) {
+            return class;
+        }
+        if boot == self.boot {
+            return Class::Closed;
+        }
+        let again = self.taken_over_by.as_deref() == Some(boot);
+        self.taken_over_by = Some(boot.to_owned());
+        if again { Class::Clone } else { class }
     }
 
     /// The offers without the numberings that are not ours. The outbox needs a moment to draw new ones (rule 7);

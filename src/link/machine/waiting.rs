@@ -99,7 +99,7 @@ impl Link {
         let mut wait = said;
         if class.disposition() == Disposition::Slow {
             wait = wait.max(self.backoff.slow(&self.config.reconnect));
-            self.endpoints.bind_slowly(now + wait);
+            self.bind_slowly(now + wait);
         }
         if named {
             return self.wait_for(wait, now);
@@ -141,7 +141,7 @@ impl Link {
         };
         let Some(wait) = wait else { return self.stop(now) };
         if class.disposition() == Disposition::Slow {
-            self.endpoints.bind_slowly(now + wait);
+            self.bind_slowly(now + wait);
         }
         if self.left.is_some() && class.is_failure() {
             return self.return_to_backup(now);
@@ -162,8 +162,8 @@ impl Link {
         if self.has_no_path() {
             // The slow probes go to all of them.
             self.endpoints.turn();
-            let due = now + self.backoff.prompt(&self.config.reconnect);
-            return self.wait_until(Waiting::until(due), now);
+            let wait = self.backoff.prompt(&self.config.reconnect);
+            return self.wait_for(wait, now);
         }
         let wait = self.backoff.prompt(&self.config.reconnect);
         let wait = self.choose(class, false, wait, now);
@@ -179,6 +179,12 @@ impl Link {
         self.endpoints.go_to(left);
         let wait = self.backoff.prompt(&self.config.reconnect);
         self.wait_for(wait, now);
+    }
+
+    /// Whoever refused us, and who sent us there.
+    fn bind_slowly(&mut self, until: Instant) {
+        self.endpoints.bind_slowly(self.target, until);
+        self.endpoints.bind_slowly(self.endpoints.current(), until);
     }
 
     fn count_at_endpoint(&mut self, class: Class, now: Instant) {
@@ -220,7 +226,7 @@ impl Link {
         waiting.parked = self.has_no_path();
         if waiting.parked {
             // A hint is never a verdict: now and then it is put to the test.
-            waiting.until = word.max(now + self.backoff.path_wait(&self.config.reconnect));
+            waiting.until = (now + self.backoff.path_wait(&self.config.reconnect)).max(self.endpoints.not_before());
         }
         self.target = self.endpoints.current();
         self.wait = waiting.until.since(now);

@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod failover;
-mod lives;
 mod network;
 mod outage;
 mod race;
