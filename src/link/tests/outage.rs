@@ -3,8 +3,7 @@
 use super::*;
 
 fn with_remedies() -> Config {
-    let remedies =
-        vec![Remedy { after_s: 1800, again_after_s: 0 }, Remedy { after_s: 7200, again_after_s: 86_400 }];
+    let remedies = vec![Remedy { after_s: 1800, again_after_s: 0 }, Remedy { after_s: 7200, again_after_s: 86_400 }];
     Config { remedies, ..config() }
 }
 
