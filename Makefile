@@ -8,9 +8,9 @@ AGENT = target/release/backhaul
 NEED = sh deploy/need
 
 # What `make long` runs, in this order; each is a target of its own.
-LONG = powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
+LONG = soak-long powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
 
-.PHONY: all build demo test powercut powercut-long mutants hostile long rot-long fuzz-long kill-long cuts-long model-long \
+.PHONY: all build demo test powercut powercut-long mutants hostile soak soak-long long rot-long fuzz-long kill-long cuts-long model-long \
 	mutants-long bench-outbox bench-agent lint install clean FORCE
 
 all: build
@@ -28,7 +28,8 @@ demo:
 
 # Every test, part by part, and the minutes of each at the end.
 test:
-	@$(NEED) pkg-config libssl-dev openssl python3 e2fsprogs
+	@$(NEED) pkg-config libssl-dev openssl python3 e2fsprogs nginx-light tinyproxy nftables iproute2 nodejs node-ws \
+		python3-websockets
 	@CARGO="$(CARGO)" sh tests/parts
 
 # The power-cut campaign: every short string of operations, cut at every call to the disk. CI's part, SECONDS of it;
@@ -53,6 +54,17 @@ IMAGES ?= 160000
 hostile:
 	@$(NEED) pkg-config libssl-dev
 	IMAGES=$(IMAGES) $(CARGO) test --profile powercut --test outbox_hostile -- --nocapture
+
+# Real agents behind a cable that is cut, stalled, refused and answered 503 at random, and kills; two minutes of it are
+# part of CI. `make soak HOURS=24`.
+HOURS ?= 1
+soak:
+	@$(NEED) pkg-config libssl-dev
+	SOAK_SECONDS=$$(($(HOURS) * 3600)) $(CARGO) test --features receiver --test soak -- --nocapture
+
+soak-long:
+	@$(NEED) pkg-config libssl-dev
+	SOAK_SECONDS=600 $(CARGO) test --features receiver --test soak -- --nocapture
 
 # Hours: every long entry, and the minutes of each at the end. Interrupted, it goes on with the first one that has not
 # passed on this source (FRESH=1: with all of them).

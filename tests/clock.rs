@@ -18,9 +18,11 @@ use backhaul::config::Config;
 use backhaul::shell::clock;
 use mio::{Events, Poll, Token};
 use serde_json::Value;
-use support::agent::{self, Agent};
+use support::agent::{self, Agent, failures, state};
+use support::authority::Authority;
 use support::fault_server::{Fault, FaultServer};
 use support::producer::Producer;
+use support::receiver::Receiver;
 use support::{DEADLINE, TempDir, wait_until};
 
 /// No session comes about.
@@ -182,7 +184,8 @@ fn the_upstreams_time_stamps_what_an_unset_clock_cannot_and_sets_nothing() {
     for (now_ms, ahead, stamped) in [(told + 2 * ahead_ms, Duration::ZERO, true), (told - ahead_ms, HOUR, false)] {
         server.books(|books| {
             books.now_ms = Some(now_ms);
-            (books.records.clear(), books.stamps.clear());
+            books.records.clear();
+            books.stamps.clear();
         });
         touch_outbox(&config, ahead);
         touch(&dir.join("backoff"), Duration::ZERO);
@@ -238,4 +241,45 @@ fn records_of_an_unset_clock_in_another_boot_stay_without_a_time() {
     let stamps = stamps(&server, 2);
     assert_eq!(stamps[0], None);
     assert_within(stamps[1], when);
+}
+
+/// As a certificate has it.
+fn utc(unix_s: u64) -> String {
+    let output = Command::new("date").args(["-u", &format!("-d@{unix_s}"), "+%Y%m%d%H%M%SZ"]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+// pendulum-project/ntpd-rs#1428, mendersoftware/mender-docs#327: "not yet valid", again and again, until someone came.
+#[test]
+fn a_certificate_that_is_not_yet_valid_waits_for_the_clock_and_no_longer() {
+    // A slow machine may look at it for the first time when it is valid already.
+    for margin_s in [4, 12, 36] {
+        let dir = TempDir::new("not-yet");
+        let valid_s = clock::wall_ms() / 1000 + margin_s;
+        let authority = Authority::new(&dir, "ca");
+        let (cert, key) =
+            authority.issue_between("server", "IP:127.0.0.1", &utc(valid_s), &utc(valid_s + HOUR.as_secs()));
+        let mut receiver = Receiver::new(&dir);
+        receiver.set_tls(&cert, &key);
+        receiver.start();
+        receiver.wait_listening();
+        let mut config = agent::quick(&dir, &format!("wss://{}/v1", receiver.address()));
+        config.upstream.endpoints[0].ca_file = Some(authority.path("ca.pem"));
+        let reconnect = &mut config.upstream.reconnect;
+        (reconnect.slow_ms_min, reconnect.slow_ms_max) = (3_600_000, 3_600_000);
+        touch(&dir.join("backoff"), Duration::from_secs(margin_s + 1));
+        let mut agent = Agent::new(&dir, &config);
+        agent.start();
+        let status =
+            agent.wait_status("it was tried", |status| state(status) == "up" || failures(status, "clock_unset") > 0);
+        if failures(&status, "clock_unset") == 0 {
+            continue;
+        }
+        // Left to the slow class it would take an hour.
+        let up = agent.wait_up();
+        assert_eq!((clock_of(&up), failures(&up, "clock_unset")), ("set", 1), "{up:#}");
+        assert_eq!(up["link"]["failures"].as_object().unwrap().len(), 1, "no other failure: {up:#}");
+        return;
+    }
+    panic!("never tried before it was valid");
 }

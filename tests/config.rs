@@ -152,6 +152,24 @@ const BAD: &[(&str, usize, &str)] = &[
     ("[[upstream.endpoint]]\nurl = 'wss://h/'\nca_file = '/etc'", 3, "/etc: not a file"),
     ("[[upstream.endpoint]]\nurl = 'wss://h/'\ntoken_file = '/nowhere/token'", 3, "/nowhere/token: No such file"),
     ("[[upstream.endpoint]]\nurl = 'wss://h/'\ntoken_file = '/etc'", 3, "/etc: not a file"),
+    (
+        "[[upstream.endpoint]]\nurl = 'wss://h/'\ntoken_command = ['/bin/a']\nbasic_command = ['/bin/b']",
+        4,
+        "basic_command: beside token_command",
+    ),
+    ("[[upstream.endpoint]]\nurl = 'wss://h/'\ntoken_command = ['a']", 3, "\"a\" is not an absolute path"),
+    ("[[upstream.endpoint]]\nurl = 'wss://h/'\nbasic_file = '/nowhere/basic'", 3, "/nowhere/basic: No such file"),
+    ("[[upstream.endpoint]]\nurl = 'wss://h/'\ncert_file = '/etc/passwd'", 3, "cert_file: needs its key_file"),
+    ("[[upstream.endpoint]]\nurl = 'wss://h/'\ninterface = 'a-name-too-long0'", 3, "is no interface's name"),
+    ("[[upstream.endpoint]]\nurl = 'wss://h/'\ninterface = 'a/b'", 3, "is no interface's name"),
+    ("[[upstream.endpoint]]\nurl = 'wss://h/'\nproxy = 'proxy.example:3128'", 3, "is neither http://host:port nor"),
+    ("[[upstream.endpoint]]\nurl = 'wss://h/'\nproxy = 'https://proxy.example'", 3, "is neither http://host:port nor"),
+    (
+        "[[upstream.endpoint]]\nurl = 'wss://h/'\nproxy = 'http://me:sesame@proxy.example'",
+        3,
+        "holds no user and no password: use proxy_basic_file",
+    ),
+    ("[[upstream.endpoint]]\nurl = 'wss://h/'\nproxy_basic_file = '/nowhere/proxy'", 3, "/nowhere/proxy: No such file"),
 ];
 
 #[test]
@@ -296,6 +314,39 @@ fn a_secret_that_others_can_read_is_refused_with_the_way_out() {
         let (code, _, err) = check(&file);
         assert_eq!(code, 78);
         assert!(err.contains(says) && !err.contains("two words"), "{err}");
+    }
+}
+
+#[test]
+fn each_way_to_credentials_and_through_proxies_is_taken() {
+    let folder = Folder::new("ways");
+    let [basic, key] = ["basic", "key"].map(|name| {
+        let file = folder.file(name, "me:open sesame\n");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        file.display().to_string()
+    });
+    for (added, fits) in [
+        (format!("basic_file = '{basic}'"), true),
+        (format!("cert_file = '{basic}'\nkey_file = '{key}'"), true),
+        (format!("proxy = 'http://proxy.example'\nproxy_basic_file = '{basic}'"), true),
+        (format!("proxy = 'none'\nproxy_basic_file = '{basic}'"), false),
+        ("proxy = 'none'\ninterface = 'wwan0.1'".into(), true),
+        ("basic_command = ['/usr/bin/id']".into(), true),
+    ] {
+        let text = format!("device.id = 'gw-1'\n[[upstream.endpoint]]\nurl = 'wss://h/'\n{added}\n");
+        let (code, out, err) = check(&folder.file("backhaul.toml", text));
+        assert_eq!(code, if fits { 0 } else { 78 }, "{added}: {err}");
+        assert!(!out.contains("sesame") && !err.contains("sesame"), "{added}");
+    }
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let pair = format!("cert_file = '{basic}'\nkey_file = '{key}'");
+    for (url, added, says) in [
+        ("wss://h/", &pair, "others may get at this secret"),
+        ("ws://localhost/", &format!("cert_file = '{basic}'\nkey_file = '{basic}'"), "is for wss:// alone"),
+    ] {
+        let text = format!("device.id = 'gw-1'\n[[upstream.endpoint]]\nurl = '{url}'\n{added}\n");
+        let (code, _, err) = check(&folder.file("backhaul.toml", text));
+        assert!(code == 78 && err.contains(says), "{err}");
     }
 }
 

@@ -247,3 +247,28 @@ fn tell(report: &Report, dir: &Path, event: &dyn Fn(&'static str, &str)) {
         event("lane_lost", &format!("no intact header of lane {lane} is left: what it held cannot be told"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watchdog_is_fed_only_while_both_loops_turn() {
+        let crew = Crew {
+            number: 1,
+            inbox: Arc::default(),
+            uplink: Arc::default(),
+            local: Arc::default(),
+            uplink_lives: Arc::new(AtomicBool::new(true)),
+            local_lives: Arc::new(AtomicBool::new(true)),
+        };
+        assert!(crew.lives());
+        assert!(!crew.lives(), "neither has turned since");
+        // Each thread that stands still is enough.
+        for (uplink, local) in [(true, false), (false, true), (true, true)] {
+            crew.uplink_lives.store(uplink, Ordering::Relaxed);
+            crew.local_lives.store(local, Ordering::Relaxed);
+            assert_eq!(crew.lives(), uplink && local, "uplink {uplink} local {local}");
+        }
+    }
+}

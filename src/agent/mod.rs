@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
 use crate::config::{Config, load};
 use crate::exit;
@@ -48,6 +48,8 @@ pub struct Options {
 pub fn run(config: Config, options: Options) -> ExitCode {
     // A dump would hold records and the token.
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    // Nor may another process of the same user look into this one (ptrace, /proc/PID/mem).
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let bell = match Bell::try_new() {
         Ok(bell) => bell,
         Err(error) => return leave(exit::SYSTEM, &format!("cannot watch signals error={error}")),
@@ -62,7 +64,7 @@ pub fn run(config: Config, options: Options) -> ExitCode {
         crew: None,
         crews: 0,
         told_alive: Instant::default(),
-        restarts: VecDeque::new(),
+        restarts: Restarts::default(),
         notify: Notify::from_env(),
         config,
         options,
@@ -80,6 +82,19 @@ pub fn run(config: Config, options: Options) -> ExitCode {
     agent.supervise()
 }
 
+/// When crews ended unasked.
+#[derive(Default)]
+struct Restarts(VecDeque<Instant>);
+
+impl Restarts {
+    /// One more; how many there were in the window, this one included.
+    fn count(&mut self, now: Instant) -> usize {
+        self.0.retain(|at| now.since(*at) < RESTARTS_WINDOW);
+        self.0.push_back(now);
+        self.0.len()
+    }
+}
+
 struct Agent {
     config: Config,
     options: Options,
@@ -91,8 +106,7 @@ struct Agent {
     /// Crews there ever were.
     crews: u64,
     told_alive: Instant,
-    /// When crews ended unasked.
-    restarts: VecDeque<Instant>,
+    restarts: Restarts,
 }
 
 impl Agent {
@@ -160,14 +174,13 @@ impl Agent {
 
     fn restart(&mut self) -> Result<(), ExitCode> {
         let now = clock::now();
-        self.restarts.retain(|at| now.since(*at) < RESTARTS_WINDOW);
-        self.restarts.push_back(now);
-        if self.restarts.len() > RESTARTS_MAX {
-            let code = leave(exit::SOFTWARE, &format!("{} crews ended unasked, leaving", self.restarts.len()));
+        let restarts = self.restarts.count(now);
+        if restarts > RESTARTS_MAX {
+            let code = leave(exit::SOFTWARE, &format!("{restarts} crews ended unasked, leaving"));
             return Err(self.stop(code));
         }
         self.replace().map_err(|error| leave(error.code(), &error.to_string()))?;
-        log::warn!(target: "agent", "restarted restarts={} at_most={RESTARTS_MAX}", self.restarts.len());
+        log::warn!(target: "agent", "restarted restarts={restarts} at_most={RESTARTS_MAX}");
         Ok(())
     }
 
@@ -266,4 +279,18 @@ fn lock(dir: &Path) -> Result<Lock, ExitCode> {
 fn leave(code: u8, why: &str) -> ExitCode {
     log::error!(target: "agent", "{why}");
     ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restarts_are_bounded_in_a_window_and_begin_anew_behind_it() {
+        let at = |s: u64| Instant::from_micros(s * 1_000_000);
+        let mut restarts = Restarts::default();
+        assert_eq!([0, 1, 2, 599].map(|s| restarts.count(at(s))), [1, 2, 3, RESTARTS_MAX + 1]);
+        let mut rare = Restarts::default();
+        assert_eq!([0, 300, 700, 1000, 1400].map(|s| rare.count(at(s))), [1, 2, 2, 2, 2]);
+    }
 }

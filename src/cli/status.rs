@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use super::args::{StatusArgs, View};
 use super::{client, print, socket};
 use crate::exit;
-use crate::status::{Flash, Lane, Lifetime, Percentiles, Status};
+use crate::status::{Flash, Lane, Lifetime, Link, Percentiles, Quality, Status};
 
-/// `--check`: link up, but flash, loss or a clone wants a look.
+/// `--check`: link up, but flash, loss, a clone or a certificate near its end wants a look.
 const CHECK_DEGRADED: u8 = 1;
 /// `--check`: link not up.
 const CHECK_DOWN: u8 = 2;
@@ -49,10 +49,11 @@ pub fn run(args: &StatusArgs) -> ExitCode {
 fn check(status: &Status) -> u8 {
     let clone = status.link.last_failure.as_ref();
     let clone = clone.is_some_and(|failure| failure.class == "clone" && failure.s_ago < LOSS_S);
+    let ends_soon = status.link.certificate.as_ref().is_some_and(|certificate| certificate.ends_soon);
     let lost = status.agent.loss_s_ago.is_some_and(|s| s < LOSS_S);
     if status.link.state != "up" {
         CHECK_DOWN
-    } else if status.flash.state != "ok" || clone || lost {
+    } else if status.flash.state != "ok" || clone || lost || ends_soon {
         CHECK_DEGRADED
     } else {
         0
@@ -160,6 +161,9 @@ fn write_link(out: &mut String, status: &Status) -> fmt::Result {
     if let Some(rtt) = link.rtt_ms {
         write!(out, ", round trip {rtt:.0} ms")?;
     }
+    if link.suspect {
+        write!(out, ", SUSPECT: a pong is late")?;
+    }
     write!(out, "\n        {} sessions in {} attempts", link.sessions, link.attempts)?;
     for (nth, (class, count)) in link.failures.iter().enumerate() {
         write!(out, "{}{count} {class}", if nth == 0 { "; failures: " } else { ", " })?;
@@ -168,12 +172,31 @@ fn write_link(out: &mut String, status: &Status) -> fmt::Result {
         write!(out, "; the clock is not set")?;
     }
     writeln!(out)?;
+    write_path(out, link)?;
     match &link.last_failure {
         None => Ok(()),
         Some(failure) => {
             writeln!(out, "        last failure {} ago: {}, {}", Ago(failure.s_ago), failure.class, failure.detail)
         }
     }
+}
+
+/// How good the path is, and how long its certificates last, where that is known.
+fn write_path(out: &mut String, link: &Link) -> fmt::Result {
+    let Quality { ping_loss, bytes_per_s, .. } = link.quality;
+    if let Some(loss) = ping_loss {
+        write!(out, "        {:.0} % of the last pings lost", loss * 100.0)?;
+        if let Some(bytes) = bytes_per_s {
+            write!(out, ", {} a second when busy", Size(bytes))?;
+        }
+        writeln!(out)?;
+    }
+    let Some(certificate) = link.certificate.as_ref() else { return Ok(()) };
+    write!(out, "        certificate of the {} ends {}", certificate.of, certificate.not_after)?;
+    if let Some(days) = certificate.days_left {
+        write!(out, ", {days} days left")?;
+    }
+    writeln!(out, "{}", if certificate.ends_soon { ": RENEW IT" } else { "" })
 }
 
 fn write_lanes(out: &mut String, lanes: &[Lane]) -> fmt::Result {
@@ -243,7 +266,7 @@ impl fmt::Display for Both {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{FlashBudget, LastFailure};
+    use crate::status::{Certificate, FlashBudget, LastFailure};
 
     fn status() -> Status {
         let mut status = Status::default();
@@ -257,6 +280,14 @@ mod tests {
         status.link.failures.insert("silent".into(), 2);
         let detail = "3 pings unanswered".into();
         status.link.last_failure = Some(LastFailure { class: "silent".into(), detail, s_ago: 125 });
+        status.link.suspect = true;
+        status.link.quality = Quality { ping_loss: Some(0.25), bytes_per_s: Some(2048), ..Quality::default() };
+        status.link.certificate = Some(Certificate {
+            of: "client".into(),
+            not_after: "2027-01-01T00:00:00Z".into(),
+            days_left: Some(9),
+            ends_soon: true,
+        });
         status.flash.state = "ok".into();
         status.flash.budget =
             Some(FlashBudget { bytes_per_day: 100 << 20, bytes_left: 0, window_ms: 10_000, state: "exceeded".into() });
@@ -289,6 +320,9 @@ mod tests {
             "gw-17 0.1.0",
             "up 1 d 1 h",
             "link    waiting for 5 s, next attempt in 12.3 s, wss://ingest.example.com/v1",
+            "SUSPECT: a pong is late",
+            "25 % of the last pings lost, 2.0 KiB a second when busy",
+            "certificate of the client ends 2027-01-01T00:00:00Z, 9 days left: RENEW IT",
             "failures: 2 silent",
             "last failure 2 min ago: silent, 3 pings unanswered",
             "budget 100.0 MiB a day: exceeded, 0 B left, commits wait up to 10.0 s",
@@ -306,6 +340,8 @@ mod tests {
         let mut status = status();
         assert_eq!(check(&status), CHECK_DOWN);
         status.link.state = "up".into();
+        assert_eq!(check(&status), CHECK_DEGRADED, "the certificate ends soon");
+        status.link.certificate = None;
         assert_eq!(check(&status), 0);
         status.agent.loss_s_ago = Some(3599);
         assert_eq!(check(&status), CHECK_DEGRADED);

@@ -10,7 +10,7 @@ use super::target::Target;
 use super::tree::{Place, Table};
 use super::{
     Commit, Config, Device, Dialect, Encoding, Endpoint, Heartbeat, Lane, Local, Log, Outbox, Overflow, Pace,
-    Reconnect, Remedy, Upstream, device, secret,
+    Reconnect, Remedy, Upstream, device, proxy, secret,
 };
 use crate::outbox::dead::DEAD_LANE;
 use crate::outbox::format::SEGMENT_BYTES_MAX;
@@ -170,26 +170,85 @@ fn read_endpoint(mut section: Section<'_>, warnings: &mut Vec<String>) -> Endpoi
         proxy: section.text("proxy").unwrap_or_default(),
         proxy_basic_file: section.path("proxy_basic_file"),
     };
+    let has_credentials = check_credentials(&section, &endpoint);
     match Target::try_new(&endpoint.url) {
         Err(fault) => section.fail("url", &fault),
-        Ok(target) if target.tls || target.is_loopback() => (),
+        Ok(target) if target.tls => (),
+        Ok(_) if endpoint.cert_file.is_some() => section.fail("cert_file", "is for wss:// alone"),
+        Ok(target) if target.is_loopback() => (),
         Ok(_) if !endpoint.insecure => section.fail(
             "url",
             &format!("\"{}\" goes to another machine unencrypted: use wss://, or say insecure = true", endpoint.url),
         ),
-        Ok(_) if endpoint.token_file.is_some() => {
-            warnings.push(format!("{}: the token travels unencrypted", endpoint.url));
+        Ok(_) if has_credentials => {
+            warnings.push(format!("{}: the credentials travel unencrypted", endpoint.url));
         }
         Ok(_) => (),
     }
-    if let Some(Err(fault)) = endpoint.ca_file.as_deref().map(readable) {
-        section.fail("ca_file", &fault);
+    check_certificates(&section, &endpoint);
+    check_way(&section, &endpoint);
+    section.finish();
+    endpoint
+}
+
+/// True where there are any: at most one kind, because there is one header.
+fn check_credentials(section: &Section<'_>, endpoint: &Endpoint) -> bool {
+    let keys = [
+        ("token_file", endpoint.token_file.is_some()),
+        ("token_command", !endpoint.token_command.is_empty()),
+        ("basic_file", endpoint.basic_file.is_some()),
+        ("basic_command", !endpoint.basic_command.is_empty()),
+    ];
+    let mut given = keys.into_iter().filter_map(|(key, is_given)| is_given.then_some(key));
+    let first = given.next();
+    if let Some((first, second)) = first.zip(given.next()) {
+        section.fail(second, &format!("beside {first}: one of them is enough, and all that fits into a request"));
     }
     if let Some(Err(fault)) = endpoint.token_file.as_deref().map(secret::read) {
         section.fail("token_file", &fault);
     }
-    section.finish();
-    endpoint
+    if let Some(Err(fault)) = endpoint.basic_file.as_deref().map(secret::read_basic) {
+        section.fail("basic_file", &fault);
+    }
+    first.is_some()
+}
+
+fn check_certificates(section: &Section<'_>, endpoint: &Endpoint) {
+    if let Some(Err(fault)) = endpoint.ca_file.as_deref().map(readable) {
+        section.fail("ca_file", &fault);
+    }
+    match (&endpoint.cert_file, &endpoint.key_file) {
+        (Some(_), None) => section.fail("cert_file", "needs its key_file"),
+        (None, Some(_)) => section.fail("key_file", "needs its cert_file"),
+        (Some(_), Some(_)) | (None, None) => (),
+    }
+    if let Some(Err(fault)) = endpoint.cert_file.as_deref().map(readable) {
+        section.fail("cert_file", &fault);
+    }
+    if let Some(Err(fault)) = endpoint.key_file.as_deref().map(secret::read_key) {
+        section.fail("key_file", &fault);
+    }
+}
+
+/// The interface and the proxy.
+fn check_way(section: &Section<'_>, endpoint: &Endpoint) {
+    /// IFNAMSIZ is 16, the last of them zero (netdevice(7)).
+    const INTERFACE_BYTES_MAX: usize = 15;
+    let interface = endpoint.interface.as_str();
+    if interface.len() > INTERFACE_BYTES_MAX || interface.contains(['/', ' ', '\0']) {
+        section.fail("interface", &format!("\"{}\" is no interface's name", interface.escape_debug()));
+    }
+    if !["", proxy::NO_PROXY].contains(&endpoint.proxy.as_str())
+        && let Err(fault) = proxy::from_config(&endpoint.proxy)
+    {
+        section.fail("proxy", &fault);
+    }
+    if endpoint.proxy_basic_file.is_some() && endpoint.proxy == proxy::NO_PROXY {
+        section.fail("proxy_basic_file", "beside proxy = \"none\"");
+    }
+    if let Some(Err(fault)) = endpoint.proxy_basic_file.as_deref().map(secret::read_basic) {
+        section.fail("proxy_basic_file", &fault);
+    }
 }
 
 fn readable(path: &Path) -> Result<(), String> {

@@ -532,7 +532,7 @@ impl Lane {
 
     /// How far a header may go that carries acks: to the last page where it frees a segment.
     fn reach(&self) -> Reach {
-        let frees_next = self.oldest().is_some_and(|index| self.is_covered(index, Log::covered));
+        let frees_next = self.oldest_where(|index| self.is_covered(index, Log::covered)).is_some();
         if frees_next { Reach::Again } else { Reach::Data }
     }
 

@@ -98,6 +98,7 @@ impl Lane {
             origins.retain(|origin| *origin != header.origin);
             origins.push(header.origin);
         }
+        let mut older_suspects = Vec::new();
         // Oldest log first: in the order of their newest segments. The newest one says which others are done with.
         for (index, origin) in origins.iter().enumerate().rev() {
             let own: Vec<_> = scanned.iter().filter(|(_, header, _)| header.origin == *origin).collect();
@@ -112,8 +113,11 @@ impl Lane {
                 repairs.doubt = own_repairs.doubt;
                 repairs.leftovers = own_repairs.leftovers;
                 repairs.suspects.append(&mut own_repairs.suspects);
+            } else {
+                older_suspects.append(&mut own_repairs.suspects);
             }
         }
+        self.doubt_newest(&mut repairs, older_suspects);
         for log in
             (0..self.logs.len().saturating_sub(1)).rev().filter(|log| self.logs[*log].is_drained()).collect::<Vec<_>>()
         {
@@ -128,6 +132,17 @@ impl Lane {
             lost_lanes.push(self.name.clone());
         }
         self.prepare(io, repairs, notes);
+    }
+
+    /// A segment that an older log needs no more, with a damaged first page: only the newest log can have written there.
+    fn doubt_newest(&mut self, repairs: &mut Repairs, mut older_suspects: Vec<u32>) {
+        let Some(log) = self.logs.last_mut().filter(|_| !older_suspects.is_empty()) else { return };
+        if !repairs.doubt {
+            log.skip_to(log.reserved[1].max(log.next - 1) + RESERVE_STEP + 1, Why::Unknown);
+            log.sent_max = log.next - 1;
+        }
+        repairs.doubt = true;
+        repairs.suspects.append(&mut older_suspects);
     }
 
     /// What is still to be written before records may leave: nothing, after an ordinary start. The order matters:
@@ -302,7 +317,9 @@ impl Lane {
                 all.iter().filter(|(_, header, bad)| *bad && header.origin != top.origin && header.lap < top.alive);
             suspects.extend(dead.map(|(index, ..)| self.segments[*index].number));
         }
-        let doubt = walk.tail_bad && !mutant!(TailTrusted) || unknown > 0 || !suspects.is_empty();
+        // What lies there is the newest log's to doubt: it alone takes segments.
+        let reused = all.is_some() && !suspects.is_empty();
+        let doubt = walk.tail_bad && !mutant!(TailTrusted) || unknown > 0 || reused;
         if doubt || top.eager {
             let steps = unknown + u64::from(doubt);
             let next = log.reserved[1].max(last) + steps * RESERVE_STEP + 1;

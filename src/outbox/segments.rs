@@ -89,10 +89,15 @@ impl Lane {
     /// The segment that was taken first, but for those in which a log's newest header lies. One pass for each log: a
     /// lane may have thousands.
     pub(super) fn oldest(&self) -> Option<usize> {
+        self.oldest_where(|_| true)
+    }
+
+    /// The same among those that fit: what is live may be through before an older log's backlog is.
+    pub(super) fn oldest_where(&self, fits: impl Fn(usize) -> bool) -> Option<usize> {
         let newest: Vec<_> = self.logs.iter().map(|log| (log.origin, self.newest(log.origin))).collect();
         let is_kept = |used: Use, turn| newest.iter().any(|(origin, newest)| *origin == used.origin && *newest <= turn);
         let turns = self.turns().filter(|(used, turn)| !is_kept(*used, *turn));
-        turns.map(|(_, turn)| turn).min().map(|(_, index)| index)
+        turns.map(|(_, turn)| turn).filter(|(_, index)| fits(*index)).min().map(|(_, index)| index)
     }
 
     /// When the segment was taken that a log writes to; where nothing could be written there yet, the one before it.
@@ -120,9 +125,9 @@ impl Lane {
     /// A segment that may be written: never used, or covered whole by a header that is on flash.
     pub(super) fn free(&self) -> Option<usize> {
         let unused = self.unused().filter(|&index| !self.is_small(&self.segments[index]));
-        let oldest = || self.oldest().filter(|&index| !self.is_small(&self.segments[index]));
         let by = if mutant!(ReusedBeforeDurable) { Log::covered } else { Log::covered_durably };
-        unused.or_else(|| oldest().filter(|&index| self.is_covered(index, by)))
+        let fits = |index: usize| !self.is_small(&self.segments[index]) && self.is_covered(index, by);
+        unused.or_else(|| self.oldest_where(fits))
     }
 
     /// Of the segments that hold nothing any more the one that goes first: what a closed log's segments still say goes
@@ -257,8 +262,7 @@ impl Lane {
                 self.cover(io, index)?;
                 continue;
             }
-            let oldest = self.oldest();
-            if let Some(index) = oldest.filter(|&index| self.is_covered(index, Log::covered)) {
+            if let Some(index) = self.oldest_where(|index| self.is_covered(index, Log::covered)) {
                 let small = self.is_small(&self.segments[index]);
                 let by = if small { Log::covered_twice } else { Log::covered_durably };
                 if let Some(owner) = self.owner(index).filter(|_| !self.is_covered(index, by)) {
@@ -273,7 +277,7 @@ impl Lane {
             if self.grow(io).map_err(|error| self.refusal(&error))? {
                 continue;
             }
-            match (self.config.as_ref().map(|config| config.overflow), oldest) {
+            match (self.config.as_ref().map(|config| config.overflow), self.oldest()) {
                 (Some(config::Overflow::Reject), _) => return Err(PushError::Full),
                 (Some(config::Overflow::DropOldest), Some(oldest)) => self.drop_segment(io, oldest)?,
                 (Some(config::Overflow::DropOldest), None) | (None, _) => return Err(PushError::Degraded),

@@ -431,3 +431,51 @@ fn a_stalled_session_ends_by_its_own_deadline() {
     assert_eq!(script.upstream.view().last_failure.map(|(class, ..)| class), Some("stalled"));
     assert!(script.outputs.contains(&Output::Drop { close: Some(1000) }));
 }
+
+#[test]
+fn where_pings_are_numbered_the_heartbeats_own_pong_alone_is_its_round_trip() {
+    let mut script = Script::new();
+    script.answers = false;
+    script.run_to_attempt();
+    script.tell(Input::Resolved { addresses: 1 });
+    script.tell(Input::Dialed { address: 0 });
+    let offers = script.offers.clone();
+    script.tell(Input::Upgraded { encoding: None, offers: &offers });
+    assert!(script.upstream.is_up(), "the upgrade is the greeting");
+    let counter = loop {
+        let (at, _) = script.upstream.poll_timeout().expect("a session has deadlines");
+        script.now = script.now.max(at);
+        script.upstream.handle_timeout(script.now);
+        script.drain();
+        if let Some(Output::Ping { counter }) = script.take(|output| matches!(output, Output::Ping { .. })) {
+            break counter.expect("numbered");
+        }
+    };
+    script.tell(Input::PingFlushed);
+    script.now = script.now + Duration::from_secs(1);
+    for other in ["", "0", "999"] {
+        script.tell(Input::Pong(other.as_bytes()));
+    }
+    assert_eq!(script.upstream.view().rtt, None);
+    script.tell(Input::Pong(counter.to_string().as_bytes()));
+    assert_eq!(script.upstream.view().rtt, Some(Duration::from_secs(1)));
+}
+
+#[test]
+fn that_the_days_bytes_are_spent_is_told_once_and_kept_and_over_a_day_later() {
+    let mut script = Script::new();
+    script.upstream.cap.set_max(1000);
+    script.upgrade();
+    script.outputs.clear();
+    script.tell(Input::Wire(999));
+    assert_eq!((script.upstream.day(), script.events().contains(&"day_cap")), ((999, false), false));
+    for bytes in 1000..1010 {
+        script.tell(Input::Wire(bytes));
+    }
+    assert_eq!(script.upstream.day(), (1009, true));
+    assert_eq!(script.events().iter().filter(|kind| **kind == "day_cap").count(), 1);
+    assert!(script.take(|output| matches!(output, Output::SaveDay(_))).is_some());
+    script.now = script.now + Duration::from_secs(25 * 3600);
+    script.upstream.handle_timeout(script.now);
+    assert_eq!(script.upstream.day(), (0, false));
+}

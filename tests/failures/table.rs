@@ -33,6 +33,8 @@ pub enum Wait {
     /// Backoff, plus the spread each time (close 1013).
     BackoffAndSpread,
     Slow,
+    /// Slow, but for a look at the credentials, which are still the same: nothing is dialed.
+    Refused,
     /// Not before `after_ms`, nor later than that and `spread_ms`.
     ServersWord {
         after_ms: u64,
@@ -44,7 +46,7 @@ pub enum Wait {
     Takeovers,
 }
 
-use Wait::{Backoff, BackoffAndSpread, Promptly, ServersWord, Slow, Takeovers};
+use Wait::{Backoff, BackoffAndSpread, Promptly, Refused, ServersWord, Slow, Takeovers};
 
 const fn row(
     stage: &'static str,
@@ -90,12 +92,22 @@ fn securing() -> Vec<Row> {
     let rows = [
         row("securing", "silence in place of TLS", Fault::NeverAnswers, "timeout", Backoff, "securing: "),
         row("securing", "half a TLS record, then silence", HALF, "timeout", Backoff, "securing: "),
-        row("securing", "closed in the TLS handshake", Fault::Answers(b"", Then::Close), "tls", Backoff, "securing: "),
+        row(
+            "securing",
+            "closed in the TLS handshake",
+            Fault::Answers(b"", Then::Close),
+            "reset",
+            Backoff,
+            "securing: ",
+        ),
         row("securing", "reset in the TLS handshake", Fault::Resets, "reset", Backoff, "ing: "),
         row("securing", "no TLS at all", NO_TLS, "tls", Backoff, "securing: "),
         row("securing", "TLS alert handshake_failure", alert!(40), "tls", Backoff, "securing: "),
         row("securing", "TLS alert internal_error", alert!(80), "tls", Backoff, "securing: "),
         row("securing", "TLS alert protocol_version", alert!(70), "tls", Backoff, "securing: "),
+        row("securing", "TLS alert bad_certificate", alert!(42), "credentials", Refused, "securing: "),
+        row("securing", "TLS alert unknown_ca", alert!(48), "credentials", Refused, "securing: "),
+        row("securing", "TLS alert access_denied", alert!(49), "credentials", Refused, "securing: "),
     ];
     rows.into_iter().map(|row| Row { tls: true, ..row }).collect()
 }
@@ -134,9 +146,9 @@ fn answers() -> Vec<Row> {
     }
     let mut rows = http![
         301 "wrong_place" Slow, 302 "wrong_place" Slow, 303 "wrong_place" Slow, 307 "wrong_place" Slow,
-        308 "wrong_place" Slow, 400 "closed" Backoff, 401 "credentials" Slow, 403 "credentials" Slow,
+        308 "wrong_place" Slow, 400 "closed" Backoff, 401 "credentials" Refused, 403 "credentials" Refused,
         404 "wrong_place" Slow, 408 "closed" Backoff, 410 "closed" Backoff, 418 "closed" Backoff,
-        426 "wrong_place" Slow, 429 "overload" Backoff, 500 "closed" Backoff, 502 "closed" Backoff,
+        421 "wrong_place" Slow, 426 "wrong_place" Slow, 429 "overload" Backoff, 500 "closed" Backoff, 502 "closed" Backoff,
         503 "overload" Backoff, 504 "closed" Backoff, 200 "closed" Backoff,
     ];
     let word = |after_ms, spread_ms| ServersWord { after_ms, spread_ms };
@@ -252,7 +264,7 @@ fn closes() -> Vec<Row> {
         1000 "closed" Backoff, 1001 "closed" Backoff, 1002 "protocol" Backoff, 1003 "protocol" Backoff,
         1007 "protocol" Backoff, 1008 "protocol" Backoff, 1009 "protocol" Backoff, 1010 "protocol" Backoff,
         1011 "closed" Backoff, 1012 "closed" Backoff, 1013 "overload" BackoffAndSpread,
-        3000 "credentials" Slow, 3003 "credentials" Slow, 3008 "closed" Backoff, 4001 "credentials" Slow,
+        3000 "credentials" Refused, 3003 "credentials" Refused, 3008 "closed" Backoff, 4001 "credentials" Refused,
         4004 "closed" Backoff, 4500 "closed" Backoff, 4999 "closed" Backoff,
     ];
     const NO_CODE: Act = Act::Bytes(&[0x88, 0x00]);

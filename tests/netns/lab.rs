@@ -15,12 +15,17 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::support::agent::{self, Agent};
 use crate::support::receiver::Receiver;
-use crate::support::{TempDir, mortal};
+use crate::support::{DEADLINE, TempDir, mortal, wait_until};
+use serde_json::Value;
 
 /// Where the world's upstream listens: behind the router, not on any cable.
 pub const UPSTREAM: &str = "10.9.0.1";
 /// The same host over IPv6.
 pub const UPSTREAM_V6: &str = "fd09::1";
+
+/// No interface waits for a second until its IPv6 addresses are known to be unique.
+const SET_UP: &str = "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
+    ip link set lo up; echo ready; exec sleep infinity";
 
 /// A network namespace, and a mount namespace with it.
 pub struct Namespace {
@@ -34,7 +39,7 @@ impl Namespace {
     pub fn new() -> Self {
         let mut command = mortal("unshare".as_ref());
         command.args(["--net", "--mount", "--propagation", "private", "--", "sh", "-ec"]);
-        command.arg("ip link set lo up; echo ready; exec sleep infinity");
+        command.arg(SET_UP);
         let mut holder = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("unshare was there before");
         let mut ready = BufReader::new(holder.stdout.take().expect("asked for"));
         let mut line = String::new();
@@ -81,12 +86,11 @@ impl Namespace {
     pub fn cable(&self, name: &str, addresses: &[&str], to: &Self, name_there: &str, addresses_there: &[&str]) {
         self.run(&format!("ip link add {name} type veth peer name {name_there} netns {}", to.holder.id()));
         for (end, name, addresses) in [(self, name, addresses), (to, name_there, addresses_there)] {
-            let assign = |address: &&str| {
-                // IPv6 would be tentative for a second.
-                let nodad = if address.contains(':') { "nodad" } else { "" };
-                format!("ip addr add {address} dev {name} {nodad}\n")
-            };
-            end.run(&format!("{}ip link set {name} up", addresses.iter().map(assign).collect::<String>()));
+            let assign = |address: &&str| format!("ip addr add {address} dev {name}\n");
+            // A neighbour that does not answer is given up after 0.3 s, not 3.
+            let hasty =
+                format!("for ip in ipv4 ipv6; do echo 100 > /proc/sys/net/$ip/neigh/{name}/retrans_time_ms; done");
+            end.run(&format!("{hasty}\n{}ip link set {name} up", addresses.iter().map(assign).collect::<String>()));
         }
     }
 }
@@ -111,7 +115,7 @@ impl Lab {
     /// `eth0` leads to the world, which has a receiver that runs; the agent is configured and does not run yet.
     pub fn new(name: &str, change: impl FnOnce(&mut Config)) -> Self {
         let (gateway, world, dir) = (Namespace::new(), Namespace::new(), TempDir::new(name));
-        world.run(&format!("ip addr add {UPSTREAM}/32 dev lo; ip addr add {UPSTREAM_V6}/128 dev lo nodad"));
+        world.run(&format!("ip addr add {UPSTREAM}/32 dev lo; ip addr add {UPSTREAM_V6}/128 dev lo"));
         gateway.cable("eth0", &["10.0.1.2/24", "fd01::2/64"], &world, "w0", &["10.0.1.1/24", "fd01::1/64"]);
         gateway.run("ip route add default via 10.0.1.1; ip route add default via fd01::1");
         let mut receiver = Receiver::new(&dir);
@@ -127,11 +131,14 @@ impl Lab {
         Self { gateway, world, receiver, agent, dir }
     }
 
-    /// What the link keeps beside the socket.
-    pub fn saved(&self) -> serde_json::Value {
-        let text = fs::read_to_string(self.dir.join("backoff")).expect("the backoff is kept");
-        let content: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
-        content["saved"].clone()
+    /// Waits until the session is proved stable: what is kept beside the socket asks for no wait any more.
+    #[track_caller]
+    pub fn wait_stable(&self) {
+        wait_until(DEADLINE, "the session is stable", || {
+            let text = fs::read_to_string(self.dir.join("backoff")).expect("the backoff is kept");
+            let content: Value = serde_json::from_str(&text).expect("it is JSON");
+            content["saved"]["backoff_exponent"] == 0 && content["saved"]["not_before_boot_ms"] == 0
+        });
     }
 }
 

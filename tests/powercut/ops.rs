@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use backhaul::config::Overflow;
 use backhaul::outbox::disk::{Disk, Entry};
+use backhaul::outbox::expiry::Clock;
 use backhaul::outbox::format::{Header, PAGE_BYTES, PAYLOAD_BYTES, Place};
 use backhaul::outbox::sim_disk::{Fate, SimDisk};
 use backhaul::outbox::{Config, Draft, LaneId, Outbox, PushError};
@@ -35,6 +36,8 @@ pub enum Op {
     Reopen,
     /// The power goes in the middle of a commit, any sectors get through, and the process starts again.
     Cut,
+    /// A connection is about to begin, long after anything was put: what is live goes on in an epoch of its own.
+    Live,
 }
 
 impl Op {
@@ -53,12 +56,13 @@ impl Op {
             Self::Rotate => 'r',
             Self::Reopen => 'o',
             Self::Cut => 'x',
+            Self::Live => 'v',
         }
     }
 
     /// The operation of a letter.
     pub fn from_letter(letter: char) -> Option<Self> {
-        Self::ALPHABET.into_iter().chain([Self::Cut]).find(|op| op.letter() == letter)
+        Self::ALPHABET.into_iter().chain([Self::Cut, Self::Live]).find(|op| op.letter() == letter)
     }
 }
 
@@ -178,6 +182,7 @@ impl Driver {
                 self.start(disk);
             }
             Op::Cut => self.cut(),
+            Op::Live => self.live(),
         }
     }
 
@@ -298,6 +303,14 @@ impl Driver {
         let any = [Fate::Old, Fate::New, Fate::Zeros, Fate::Garbage, Fate::BitOff];
         disk.disk.power_cut(&mut rng, |rng| any[rng.usize(..any.len())]);
         self.start(disk);
+    }
+
+    fn live(&mut self) {
+        self.commit();
+        let before = self.model.clone();
+        self.outbox().handle_clock(Clock { boot: 2, boot_ms: 1, wall_ms: None, server_ms: None });
+        assert_eq!(self.outbox().begin_live().len(), 1, "there is a backlog, and room");
+        self.note(before);
     }
 
     /// The moments of what was just done, during which no more was promised than `before`; and the one now.

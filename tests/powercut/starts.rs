@@ -44,6 +44,9 @@ const RECIPES: &[Recipe] = &[
     Recipe { commit: Commit::Group, ..recipe("group", DropOldest, 3, "rmcrscas") },
     Recipe { earlier_segments: 3, ..recipe("smaller-segments", Reject, 4, "rmcscr/") },
     Recipe { earlier_segments: 5, ..recipe("fewer-segments", DropOldest, 2, "rmcrscr/sc") },
+    recipe("live-fresh", Reject, 5, "rmcscv"),
+    recipe("live", Reject, 5, "rmcscvscmcas"),
+    recipe("live-full-drop", DropOldest, 4, "rmcrmcvscrmcrmc"),
 ];
 
 /// Where strings of operations start.
@@ -89,6 +92,7 @@ impl Recipe {
             bytes_max: segments * u64::from(segment_bytes),
             overflow: self.overflow,
             commit: self.commit,
+            live_share: 0.5,
             ..config::Lane::default()
         };
         Config {

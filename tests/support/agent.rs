@@ -57,6 +57,7 @@ pub struct Agent {
     socket: PathBuf,
     log: PathBuf,
     through: Vec<String>,
+    env: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -65,7 +66,7 @@ impl Agent {
     pub fn new(dir: &Path, config: &Config) -> Self {
         let config_file = dir.join("backhaul.toml");
         let (socket, log) = (config.local.socket.clone(), dir.join("agent.log"));
-        let mut agent = Self { config_file, socket, log, through: Vec::new(), child: None };
+        let mut agent = Self { config_file, socket, log, through: Vec::new(), env: Vec::new(), child: None };
         agent.configure(config);
         agent
     }
@@ -81,6 +82,18 @@ impl Agent {
         self.through = command.to_vec();
     }
 
+    /// Sets a variable of its environment, from the next start on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.into(), value.into()));
+    }
+
+    /// SIGHUP.
+    pub fn hup(&mut self) {
+        self.assert_runs();
+        let child = self.child.as_ref().expect("asserted to run");
+        kill_process(Pid::from_child(child), Signal::HUP).expect("our own child takes a signal");
+    }
+
     /// Its local socket.
     pub fn socket(&self) -> &Path {
         &self.socket
@@ -92,6 +105,11 @@ impl Agent {
         let mut log = OpenOptions::new().create(true).append(true).open(&self.log).expect("the log can be written");
         writeln!(log, "--- start").expect("the log can be written");
         let mut command = mortal_through(&self.through, &program("backhaul"));
+        // What the machine says of proxies is not part of any test.
+        for name in ["https_proxy", "HTTPS_PROXY", "http_proxy", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"] {
+            command.env_remove(name);
+        }
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.arg("run").arg("--config").arg(&self.config_file);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle of the log")).stderr(log);
         self.child = Some(command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program("backhaul").display())));
@@ -132,6 +150,11 @@ impl Agent {
     pub fn runs(&mut self) -> bool {
         let alive = |child: &mut Child| child.try_wait().expect("our own child can be waited for").is_none();
         self.child.as_mut().is_some_and(alive)
+    }
+
+    /// How it left by itself; `None` while it has not.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.child.as_mut()?.try_wait().expect("our own child can be waited for")?.code()
     }
 
     /// # Panics

@@ -7,11 +7,13 @@
 pub mod agent;
 pub mod authority;
 pub mod fault_server;
+pub mod gate;
 pub mod producer;
 pub mod proxy;
 #[cfg(feature = "receiver")]
 pub mod receiver;
 mod temp_dir;
+pub mod tls_front;
 
 pub use temp_dir::TempDir;
 

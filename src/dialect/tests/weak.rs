@@ -154,7 +154,7 @@ fn an_alarm_leaves_within_seconds_while_a_weak_link_drains_a_backlog() {
             let used = drained * 100 / (120 * bytes_per_s);
             assert!(used >= if loss > 0 { 40 } else { 85 }, "{case}: {used} % used");
             let second = usize::try_from(bytes_per_s).unwrap();
-            assert!(weak.batch_bytes_max <= (second * 2).max(6000).min(80_000), "{case}: {}", weak.batch_bytes_max);
+            assert!(weak.batch_bytes_max <= (second * 2).clamp(6000, 80_000), "{case}: {}", weak.batch_bytes_max);
         }
     }
 }

@@ -32,6 +32,7 @@ impl Link {
     }
 
     fn begin_attempt(&mut self, now: Instant) {
+        self.provoked = matches!(self.state, State::Waiting(Waiting { hinted: true, .. }));
         let (exponent, wait) = self.backoff.presumed_death(&self.config.reconnect);
         let not_before = if wait.is_zero() { Instant::default() } else { now + wait };
         self.save(exponent, not_before);

@@ -53,6 +53,8 @@ pub struct Link {
     rechecked: bool,
     /// While an attempt was under way something changed here that may cure a refusal.
     sources_changed: bool,
+    /// A change in the network has provoked the attempt.
+    provoked: bool,
     /// Handshakes in a row that were late.
     late: u8,
     /// What an answer took at most on the last session's path.
@@ -218,6 +220,7 @@ impl Link {
             takeovers: 0,
             rechecked: false,
             sources_changed: false,
+            provoked: false,
             late: 0,
             rto: Duration::ZERO,
             attempts_failed: 0,

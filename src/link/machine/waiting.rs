@@ -122,6 +122,12 @@ impl Link {
         if class == Class::Local && !self.has_path() {
             return self.wait_for_path(class, now);
         }
+        if mem::take(&mut self.provoked) && class.may_be_local() {
+            // Too early: for 3 s the system goes on asking for a neighbour that was not there, and then gives up what
+            // waits for it; a name server may be a moment behind the cable.
+            let until = self.soon(now).max(self.endpoints.not_before());
+            return self.wait_until(Waiting::until(until), now);
+        }
         if mem::take(&mut self.sources_changed) && class.may_be_cured_here() {
             // What was refused is not what is at hand now.
             let until = self.soon(now);

@@ -120,6 +120,25 @@ fn a_network_change_ends_the_wait_for_a_local_cause() {
 }
 
 #[test]
+fn an_attempt_that_comes_too_early_for_the_network_is_made_once_more_soon() {
+    for seed in 0..SEEDS {
+        let mut rig = Rig::new(config(), seed);
+        rig.connect();
+        rig.input(Input::Network { usable: 0, changed: true });
+        rig.input(failed(Class::Silent));
+        rig.now = rig.now + s(2);
+        rig.input(Input::Network { usable: u16::MAX, changed: true });
+        assert!(rig.attempt() <= s(1), "seed {seed}");
+        rig.input(failed(Class::Unreachable));
+        let again = rig.attempt();
+        assert!(again <= s(4), "seed {seed}: {again:?}");
+        rig.input(failed(Class::Unreachable));
+        let then = rig.attempt();
+        assert!(then > s(4), "seed {seed}: once, then the backoff: {then:?}");
+    }
+}
+
+#[test]
 fn a_network_that_flaps_for_an_hour_makes_no_busy_loop() {
     let mut rig = Rig::new(config(), 1);
     let from = rig.now;

@@ -124,15 +124,19 @@ impl Watch {
     pub fn look(&mut self, now: Instant) -> Option<News> {
         self.due.take_if(|due| *due <= now)?;
         let rerouted = std::mem::take(&mut self.rerouted);
+        // A route is of no concern to what is on this machine.
+        let leaves = |place: &Place| place.goal != Goal::Here;
+        let mut news = News { usable: u16::MAX, changed: rerouted && self.places.iter().any(leaves) };
+        if self.socket.is_none() {
+            return Some(news);
+        }
         let interfaces = match interfaces() {
-            Ok(interfaces) if self.socket.is_some() => interfaces,
-            Ok(_) => return Some(News { usable: u16::MAX, changed: false }),
+            Ok(interfaces) => interfaces,
             Err(error) => {
                 debug!(target: "netlink", "interfaces not read, every endpoint counts as usable error={error}");
-                return Some(News { usable: u16::MAX, changed: rerouted });
+                return Some(news);
             }
         };
-        let mut news = News { usable: u16::MAX, changed: rerouted };
         for (index, place) in self.places.iter_mut().enumerate() {
             let bound = place.interface.as_deref();
             let sight = Sight::new(&place.goal, bound, &interfaces, |address| route(address, bound));

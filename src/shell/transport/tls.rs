@@ -81,7 +81,7 @@ pub fn failure(error: &native_tls::Error, clock_set: bool) -> Failure {
 pub fn failure_later(error: &io::Error, stage: &str) -> Option<Failure> {
     let source = error.get_ref()?;
     let text = source.to_string();
-    (text.contains("SSL") || text.contains("unexpected eof")).then(|| judge_at(stage, &text, true))
+    (text.contains("SSL") || is_eof(&text)).then(|| judge_at(stage, &text, true))
 }
 
 fn judge(text: &str, clock_set: bool) -> Failure {
@@ -99,7 +99,7 @@ fn judge_at(stage: &str, text: &str, clock_set: bool) -> Failure {
     if CLIENT_ALERTS.iter().any(|alert| reason.ends_with(alert)) {
         return Failure::new(Class::Credentials, format!("{stage}: the server refuses our certificate: {reason}"));
     }
-    if text.contains("unexpected eof") {
+    if is_eof(text) {
         return Failure::new(Class::Reset, format!("{stage}: the far end closed without a word"));
     }
     // What a port says in plain text proves nothing of who is there (a captive portal, a balancer that starts): the
@@ -108,6 +108,11 @@ fn judge_at(stage: &str, text: &str, clock_set: bool) -> Failure {
         return Failure::new(Class::Tls, format!("{stage}: the far end speaks no TLS on this port: {reason}"));
     }
     Failure::new(Class::Tls, format!("{stage}: {text}"))
+}
+
+/// As OpenSSL 3 has it, and as its Rust binding has what an older one reports as an error of the socket.
+fn is_eof(text: &str) -> bool {
+    text.contains("unexpected eof") || text.contains("unexpected EOF")
 }
 
 /// The server's alerts on a client's certificate, or its absence (RFC 8446 § 6.2: 42 to 46, 48, 49 and 116), in
@@ -155,7 +160,9 @@ mod tests {
             assert_eq!(judge(text, true).class, Class::Tls, "{text}");
         }
         let eof = "error:0A000126:SSL routines::unexpected eof while reading:../ssl/record/rec_layer_s3.c:317:";
-        assert_eq!(judge(eof, true).class, Class::Reset);
+        for text in [eof, "unexpected EOF"] {
+            assert_eq!(judge(text, true).class, Class::Reset);
+        }
     }
 
     #[test]

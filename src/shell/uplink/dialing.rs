@@ -32,9 +32,8 @@ pub(super) struct Dialing {
     sockets: BTreeMap<u8, Handshake>,
     /// The credentials presented last, by endpoint.
     presented: Vec<Option<Digest>>,
-    /// The files of the endpoint tried last, and whether one has changed since they were read.
+    /// The files of the endpoint tried last.
     sources: Option<Sources>,
-    sources_changed: bool,
     /// Where the next resolution is to lead, by the word of the server asked last.
     redirected: Option<(usize, Uri)>,
     /// What to ask for in the present attempt, if not for the endpoint's own URL.
@@ -62,7 +61,6 @@ impl Dialing {
             sockets: BTreeMap::new(),
             presented: vec![None; endpoints],
             sources: None,
-            sources_changed: false,
             redirected: None,
             url: None,
         }
@@ -96,7 +94,6 @@ impl Dialing {
     }
 
     fn watch(&mut self, reach: &Reach, registry: &Registry) {
-        self.sources_changed = false;
         self.sources = None;
         if reach.files().next().is_some() {
             let sources = Sources::watch(reach.files(), registry, SOURCES);
@@ -199,15 +196,9 @@ impl Dialing {
         self.probes.take()
     }
 
-    /// A folder of the files has changed. True where one of the files has, and no attempt reads them at this moment.
-    pub fn on_sources(&mut self) -> bool {
-        self.sources_changed |= self.sources.as_ref().is_some_and(Sources::changed);
-        self.sources_changed
-    }
-
-    /// Whether one has changed since the present attempt began to read them, once.
-    pub fn take_sources_changed(&mut self) -> bool {
-        std::mem::take(&mut self.sources_changed)
+    /// Whether one of the files has changed since it was asked last.
+    pub fn have_sources_changed(&self) -> bool {
+        self.sources.as_ref().is_some_and(Sources::changed)
     }
 
     /// The next resolution is of this endpoint, and asks for this URL there.

@@ -20,7 +20,8 @@ const FLASH_INTERVAL: Duration = Duration::from_secs(3600);
 pub(super) struct Keeping {
     saved: Saved,
     on_flash: Saved,
-    flash_at: Option<Instant>,
+    /// When it was written last; the start counts, lest a crash loop write each time.
+    flash_at: Instant,
 }
 
 /// On flash. Of another device (a copied image) it says nothing.
@@ -39,7 +40,7 @@ impl Keeping {
         let on_flash = flash.map_or_else(Saved::default, |(saved, _)| saved);
         let found = saved::read::<Saved>(&setup.backoff_file).or(flash);
         let saved = found.map_or_else(Saved::default, |(saved, _)| saved);
-        (Self { saved, on_flash, flash_at: None }, found)
+        (Self { saved, on_flash, flash_at: clock::now() }, found)
     }
 
     /// The link wants this kept.
@@ -48,7 +49,7 @@ impl Keeping {
         saved::keep(&setup.backoff_file, saved);
         // Which remedies were run is written by the errand that runs them.
         let (now, new, old) = (clock::now(), lasting(&saved), lasting(&self.on_flash));
-        let due = self.flash_at.is_none_or(|at| now.since(at) >= FLASH_INTERVAL);
+        let due = now.since(self.flash_at) >= FLASH_INTERVAL;
         let over = new.remedies_boot_s == [0; _] && old.remedies_boot_s != [0; _];
         if new.slow_exponent != old.slow_exponent || over || (new != old && due) {
             let errand = self.errand(setup);
@@ -58,7 +59,7 @@ impl Keeping {
 
     /// Writes to flash what there is now.
     pub fn errand(&mut self, setup: &Setup) -> Errand {
-        (self.on_flash, self.flash_at) = (self.saved, Some(clock::now()));
+        (self.on_flash, self.flash_at) = (self.saved, clock::now());
         let (path, kept) =
             (setup.flash_file.clone(), OnFlash { device: setup.upstream.device.clone(), saved: self.saved });
         Box::new(move || {

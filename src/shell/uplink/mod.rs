@@ -350,9 +350,6 @@ impl Reactor {
     fn fail(&mut self, failure: Failure) {
         self.drop_transport(None);
         self.tell(Input::Failed(failure));
-        if self.dialing.take_sources_changed() {
-            self.tell(Input::SourcesChanged);
-        }
     }
 
     // What comes in.
@@ -365,9 +362,8 @@ impl Reactor {
         self.view_is_stale = true;
     }
 
-    /// What is refused now may be better already; what is not, the link ignores.
     fn on_sources(&mut self) {
-        if self.dialing.on_sources() {
+        if self.dialing.have_sources_changed() {
             self.tell(Input::SourcesChanged);
         }
     }
