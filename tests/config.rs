@@ -213,13 +213,7 @@ fn refuses_a_configuration_without_endpoint() {
     let (code, _, err) = check(&file);
     assert_eq!(
         (code, err),
-        (
-            78,
-            format!(
-                "{}:4: upstream.endpoint: at least one [[upstream.endpoint]] with its url is needed\n",
-                file.display()
-            )
-        )
+        (78, format!("{}:4: upstream.endpoint: at least one table with its url is needed\n", file.display()))
     );
 }
 
