@@ -359,7 +359,7 @@ fn taken_over(reasons: &[&str]) -> Vec<Option<Class>> {
     let mut script = Script::new();
     let ended = |reason: &&str| {
         script.upgrade();
-        script.welcome(41);
+        script.welcome(0);
         script.tell(Input::Failed(Failure::from_close(4009, reason)));
         script.upstream.link.last_class()
     };
