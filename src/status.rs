@@ -395,6 +395,8 @@ pub struct LinkView {
     pub since: Instant,
     /// Index of the endpoint in use or tried last.
     pub endpoint: Option<u8>,
+    /// Its URL.
+    pub url: Option<String>,
     /// The session's name as the server gave it, while it is up.
     pub session: Option<String>,
     /// Sessions greeted since the process started.
@@ -418,8 +420,8 @@ pub struct LinkView {
 }
 
 impl LinkView {
-    /// The same, relative to `now`. `endpoints` are the configured URLs.
-    pub fn status(&self, now: Instant, endpoints: &[String], clock_set: bool) -> Link {
+    /// The same, relative to `now`.
+    pub fn status(&self, now: Instant, clock_set: bool) -> Link {
         // Collecting would bring a sort along, and its code.
         let mut failures = BTreeMap::new();
         failures.extend(self.failures.iter().map(|(class, count)| ((*class).to_owned(), *count)));
@@ -427,7 +429,7 @@ impl LinkView {
         Link {
             state: self.state.into(),
             since_s: now.since(self.since).as_secs(),
-            endpoint: self.endpoint.and_then(|index| endpoints.get(usize::from(index)).cloned()),
+            endpoint: self.url.clone(),
             session: self.session.clone(),
             sessions: self.sessions,
             attempts: self.attempts,

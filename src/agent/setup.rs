@@ -85,7 +85,6 @@ pub(super) fn board(config: &Config) -> Board {
     };
     *board.lanes.lock() = config.lanes.iter().map(lane).collect();
     board.link.lock().state = "idle";
-    *board.endpoints.lock() = config.upstream.endpoints.iter().map(|endpoint| endpoint.url.clone()).collect();
     *board.flash.lock() = status::Flash { state: "ok".into(), ..status::Flash::default() };
     board
 }

@@ -25,8 +25,6 @@ pub struct Board {
     pub link: Pinned<status::LinkView>,
     /// Written by uplink: the certificate in use that ends first.
     pub certificate: Pinned<Option<status::CertificateView>>,
-    /// Written by uplink: URLs of the endpoints, in order of preference.
-    pub endpoints: Pinned<Vec<String>>,
     /// Written by uplink.
     pub wire: Pinned<status::Wire>,
     /// Written by outbox.

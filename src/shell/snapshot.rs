@@ -69,8 +69,7 @@ impl Source {
     pub fn link(&self) -> Link {
         let wall_ms = clock::wall_ms_if_set();
         let certificate = self.board.certificate.lock().as_ref().map(|view| view.status(wall_ms));
-        let endpoints = self.board.endpoints.lock().clone();
-        let link = self.board.link.lock().status(clock::now(), &endpoints, wall_ms.is_some());
+        let link = self.board.link.lock().status(clock::now(), wall_ms.is_some());
         Link { certificate, ..link }
     }
 }

@@ -316,7 +316,8 @@ impl Upstream {
         let session = self.session.as_ref().and_then(|live| live.name.clone());
         let bytes_per_s = self.session.as_ref().and_then(|live| live.session.bytes_per_s());
         let view = self.link.view();
-        LinkView { session, quality: Quality { bytes_per_s, ..view.quality }, ..view }
+        let url = view.endpoint.and_then(|index| self.endpoints.get(usize::from(index)).cloned());
+        LinkView { session, url, quality: Quality { bytes_per_s, ..view.quality }, ..view }
     }
 
     /// Bytes on the wire in the last 24 hours, and whether only lanes that are exempt may add to them.

@@ -248,12 +248,13 @@ impl Link {
         self.last.map(|(class, _)| class)
     }
 
-    /// What `status` shows; the session's name is not known here.
+    /// What `status` shows; the session's name and the URLs are not known here.
     pub fn view(&self) -> LinkView {
         LinkView {
             state: self.state.name(),
             since: self.since,
             endpoint: (self.attempts > 0).then_some(self.target),
+            url: None,
             session: None,
             sessions: self.sessions,
             attempts: self.attempts,

@@ -181,7 +181,6 @@ impl Uplink {
     /// Runs until told to stop, on the calling thread. The first attempt waits for the first offers.
     pub fn run(self, outbox: Arc<Port<ForOutbox>>, board: Arc<Board>) -> Exit {
         let Self { poll, waker, port, reaches, elsewhere, keeping, setup } = self;
-        board.endpoints.lock().clone_from(&setup.upstream.endpoints);
         let mut network = Watch::new(poll.registry(), NETWORK);
         network.set_places(reaches.iter().map(|reach| place(reach)), clock::now());
         let clock_watch = clock::Watch::try_new(poll.registry(), CLOCK);
@@ -456,7 +455,6 @@ impl Reactor {
         self.reaches = reaches;
         self.dialing.reorder(&was);
         self.network.set_places(self.reaches.iter().map(|reach| place(reach)), clock::now());
-        self.board.endpoints.lock().clone_from(&setup.upstream.endpoints);
         let (link, dialect) = (Arc::clone(&setup.upstream.link), Arc::clone(&setup.upstream.dialect));
         let endpoints = setup.upstream.endpoints.clone();
         let bytes_per_day_max = setup.upstream.cap.max();
