@@ -6,13 +6,15 @@ mod dialing;
 mod elsewhere;
 mod expiry;
 mod keeping;
+mod perform;
+mod reload;
+mod setup;
 
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{fmt, mem};
 
 use log::{debug, info, trace, warn};
 use mio::{Events, Poll, Token, Waker};
@@ -20,24 +22,21 @@ use mio::{Events, Poll, Token, Waker};
 use super::board::Board;
 use super::clock;
 use super::netlink::{News, Watch};
-use super::port::{ForOutbox, ForUplink, Port, Refusal};
+use super::port::{ForOutbox, ForUplink, Port};
 use super::prepare::ADDRESSES_MAX;
-use super::remedy::{Run, Runner};
 use super::saved;
-use super::transport::{BUFFERS_BYTES_MAX, Handshake, Incoming, Location, Meter, Open, Progress, Reach};
-use crate::config::proxy::{Environment, proxy_for};
-use crate::config::target::Target;
-use crate::config::{self, Encoding, Endpoint, Heartbeat, Remedy};
+use super::transport::{Handshake, Incoming, Location, Meter, Open, Progress, Reach};
+use crate::config::Encoding;
 use crate::dialect::Purpose;
-use crate::dialect::message::SERVER_MESSAGE_BYTES_MAX;
-use crate::link::{self, Class, DETAIL_BYTES_MAX, Failure};
-use crate::record::{Fetch, Item, Seq};
+use crate::link::{Class, Failure};
 use crate::status;
-use crate::upstream::{self, Input, Output, Upstream};
+use crate::upstream::{Input, Upstream};
 use dialing::{Dialing, Race};
 use elsewhere::EndpointsFile;
 use expiry::Expiry;
 use keeping::Keeping;
+pub use setup::{Hook, Setup, memory_bytes_max};
+use setup::{place, reach};
 
 const WAKE: Token = Token(0);
 const UPSTREAM: Token = Token(1);
@@ -50,65 +49,6 @@ const MESSAGES_PER_TURN_MAX: usize = 64;
 
 const _: () = assert!(ADDRESSES_MAX <= u8::MAX as usize, "addresses are counted in a byte");
 
-/// What the agent wants to be told.
-pub type Hook = Arc<dyn Fn() + Send + Sync>;
-
-/// What the uplink is made of.
-#[derive(Clone)]
-pub struct Setup {
-    /// For the core. `endpoints` are the URLs of `endpoints` below, in the same order; `saved` and `fresh_boot` give
-    /// way to what the backoff file says.
-    pub upstream: upstream::Setup,
-    /// In order of preference; [`Setup::set_endpoints`] changes them.
-    pub endpoints: Vec<Endpoint>,
-    /// Where others are, which stand in for them.
-    pub endpoints_file: Option<PathBuf>,
-    /// What to run where nothing else helps.
-    pub remedies: Vec<Remedy>,
-    /// Runs it, one after the other in the whole process.
-    pub runner: Arc<Runner>,
-    /// Offered in this order.
-    pub encodings: Vec<Encoding>,
-    /// A lane lets live records go ahead of its backlog: the outbox is asked what to offer before a session begins.
-    pub live: bool,
-    /// Hosts reached without the proxy.
-    pub no_proxy: Vec<String>,
-    /// How long a program may take that prints a credential.
-    pub credential_timeout: Duration,
-    /// When a silent connection is dead, for the kernel too.
-    pub heartbeat: Heartbeat,
-    /// Where the backoff is kept: `backoff` in the local socket's folder.
-    pub backoff_file: PathBuf,
-    /// Where the bytes of the day are kept, beside it. `upstream.cap` gives way to what it says.
-    pub day_file: PathBuf,
-    /// Where it is kept on flash, for the time after a reboot.
-    pub flash_file: PathBuf,
-    /// Called in each turn of the loop: a sign of life for the watchdog. Waking the port makes a turn.
-    pub watchdog: Hook,
-    /// Called after [`Board::link`] has changed.
-    pub link_changed: Hook,
-    /// Called with kind and detail of what is worth a record on topic `$event`.
-    pub event: crate::shell::EventHook,
-}
-
-impl fmt::Debug for Setup {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Setup").field("upstream", &self.upstream).field("endpoints", &self.endpoints).finish()
-    }
-}
-
-impl Setup {
-    /// Other endpoints, wherever they are named.
-    pub fn set_endpoints(&mut self, endpoints: Vec<Endpoint>) {
-        let tls = |endpoint: &Endpoint| Target::try_new(&endpoint.url).is_ok_and(|target| target.tls);
-        let urls: Vec<_> = endpoints.iter().map(|endpoint| endpoint.url.clone()).collect();
-        Arc::make_mut(&mut self.upstream.link).endpoints_tls = endpoints.iter().map(tls).collect();
-        Arc::make_mut(&mut self.upstream.dialect).endpoint_urls.clone_from(&urls);
-        self.upstream.endpoints = urls;
-        self.endpoints = endpoints;
-    }
-}
-
 /// Why [`Uplink::run`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -116,22 +56,6 @@ pub enum Exit {
     Stopped,
     /// `attempts_max` is reached.
     GaveUp,
-}
-
-/// Of a record in the window, beside topic and body: as an item, in a frame, or as a refusal that the outbox has not
-/// taken yet.
-const RECORD_BYTES: usize = 384;
-const _: () = assert!(size_of::<Item>() + 128 <= RECORD_BYTES && DETAIL_BYTES_MAX + 128 <= RECORD_BYTES);
-
-/// Most bytes that the uplink's buffers hold. A record larger than the window goes alone.
-pub fn memory_bytes_max(config: &config::Upstream, record_bytes_max: u32) -> u64 {
-    // JSON writes a control character as six (`\u0001`), postcard whatever it is as it is.
-    let expansion = if config.encodings.contains(&Encoding::Json) { 6 } else { 1 };
-    let window = u64::from(config.window_bytes.max(record_bytes_max)) * expansion
-        + u64::from(config.window_records) * RECORD_BYTES as u64;
-    // While it is encoded: its buffer doubles, and where the server takes less its halves stand beside it.
-    let batch = 4 * u64::from(config.batch_bytes_max.max(record_bytes_max)) * expansion;
-    window + batch + (BUFFERS_BYTES_MAX + SERVER_MESSAGE_BYTES_MAX) as u64
 }
 
 /// The uplink, not yet running.
@@ -221,31 +145,6 @@ impl Uplink {
             reactor.wait(&mut events);
         }
     }
-}
-
-fn reach(endpoint: &Endpoint, setup: &Setup) -> io::Result<Arc<Reach>> {
-    let fault = |error| io::Error::new(ErrorKind::InvalidInput, format!("endpoint {}: {error}", endpoint.url));
-    let Heartbeat { interval_ms, timeout_ms, misses_max, .. } = setup.heartbeat;
-    let silence_ms = timeout_ms.saturating_mul(misses_max.into()).saturating_add(interval_ms);
-    let target = Target::try_new(&endpoint.url).map_err(fault)?;
-    let environment = Environment::read(|name| std::env::var(name).ok());
-    Ok(Arc::new(Reach {
-        proxy: proxy_for(endpoint, &target, &setup.no_proxy, &environment),
-        target,
-        endpoint: endpoint.clone(),
-        encodings: setup.encodings.clone(),
-        agent: setup.upstream.agent.clone(),
-        silence: Duration::from_millis(silence_ms),
-        credential_timeout: setup.credential_timeout,
-    }))
-}
-
-/// What the network's watch has to know of an endpoint.
-fn place(reach: &Reach) -> (Option<&str>, &str, u16) {
-    let interface = Some(reach.endpoint.interface.as_str()).filter(|name| !name.is_empty());
-    // A proxy that cannot be told is nowhere to be reached, which the attempt will say.
-    let (host, port) = reach.first_hop().unwrap_or((&reach.target.host, reach.target.port));
-    (interface, host, port)
 }
 
 fn wake(waker: &Arc<Waker>) -> impl Fn() + Send + Sync + 'static {
@@ -351,8 +250,6 @@ impl Reactor {
         self.tell(Input::Failed(failure));
     }
 
-    // What comes in.
-
     fn on_clock(&mut self) {
         if self.clock_watch.as_mut().is_some_and(clock::Watch::on_ready) {
             info!(target: "uplink", "the clock is set");
@@ -412,57 +309,6 @@ impl Reactor {
             self.offered = true;
             self.tell(Input::Offers(&offers));
         }
-    }
-
-    /// Before an attempt: are there other endpoints?
-    fn look_elsewhere(&mut self) {
-        let due = self.upstream.poll_timeout().filter(|(at, _)| *at <= clock::now()).map(|(_, timer)| timer);
-        let attempt = matches!(due, Some(upstream::Timer::Link(link::Timer::Retry | link::Timer::StartDelay)));
-        let Some(elsewhere) = self.elsewhere.as_mut().filter(|_| attempt) else { return };
-        if let Some(endpoints) = elsewhere.look() {
-            let mut setup = self.setup.clone();
-            setup.set_endpoints(endpoints);
-            self.reconfigure(setup);
-        }
-    }
-
-    /// A reload. What `endpoints_file` says stands in for what the configuration says; where it says nothing good,
-    /// what it said last.
-    fn take_up(&mut self, mut setup: Setup) {
-        let same_file = setup.endpoints_file == self.setup.endpoints_file;
-        if !same_file {
-            self.elsewhere = setup.endpoints_file.as_deref().map(EndpointsFile::new);
-        }
-        match self.elsewhere.as_mut().map(EndpointsFile::look) {
-            Some(Some(endpoints)) => setup.set_endpoints(endpoints),
-            Some(None) if same_file => setup.set_endpoints(self.setup.endpoints.clone()),
-            Some(None) | None => {}
-        }
-        self.reconfigure(setup);
-    }
-
-    /// From now on like this; a session goes on where its endpoint is still there.
-    fn reconfigure(&mut self, setup: Setup) {
-        let reaches = setup.endpoints.iter().map(|endpoint| reach(endpoint, &setup)).collect::<io::Result<Vec<_>>>();
-        let reaches = match reaches {
-            Ok(reaches) => reaches,
-            Err(error) => return warn!(target: "uplink", "endpoints refused error={error}"),
-        };
-        let before = |endpoint| self.setup.endpoints.iter().position(|old| elsewhere::is_same(old, endpoint));
-        let was: Vec<_> =
-            setup.endpoints.iter().map(|endpoint| before(endpoint).and_then(|at| u8::try_from(at).ok())).collect();
-        self.endpoint = was.iter().position(|was| was.map(usize::from) == Some(self.endpoint)).unwrap_or(0);
-        self.reaches = reaches;
-        self.dialing.reorder(&was);
-        self.network.set_places(self.reaches.iter().map(|reach| place(reach)), clock::now());
-        let (link, dialect) = (Arc::clone(&setup.upstream.link), Arc::clone(&setup.upstream.dialect));
-        let endpoints = setup.upstream.endpoints.clone();
-        let bytes_per_day_max = setup.upstream.cap.max();
-        self.setup = setup;
-        let new = upstream::Reconfiguration { link, dialect, endpoints, was, bytes_per_day_max };
-        self.upstream.reconfigure(new, clock::now());
-        self.perform();
-        self.view_is_stale = true;
     }
 
     /// Takes the transport from stage to stage, as far as it goes.
@@ -611,132 +457,6 @@ impl Reactor {
         }
     }
 
-    // What goes out.
-
-    /// Performs what the core wants, until it wants nothing more.
-    fn perform(&mut self) {
-        while let Some(output) = self.upstream.poll_output() {
-            if let Err(failure) = self.perform_one(output) {
-                self.drop_transport(None);
-                self.upstream.handle_input(Input::Failed(failure), clock::now());
-            }
-        }
-    }
-
-    fn perform_one(&mut self, output: Output) -> Result<(), Failure> {
-        match output {
-            Output::Resolve { endpoint, recheck } => self.resolve(endpoint, recheck),
-            Output::Dial { address } => self.dial(address),
-            Output::Probe { endpoint } => self.probe(endpoint),
-            Output::Remedy { step } => self.remedy(step),
-            Output::Transmit { frame, purpose } => {
-                if let Transport::Open(open) = &mut self.transport {
-                    open.send(frame, purpose);
-                }
-            }
-            Output::Ping { counter } => {
-                if let Transport::Open(open) = &mut self.transport {
-                    match counter {
-                        Some(counter) => open.ping_behind(counter.to_string()),
-                        None => open.ping()?,
-                    }
-                }
-            }
-            Output::Drop { close } => {
-                self.dialing.abandon();
-                self.drop_transport(close);
-            }
-            Output::Fetch(fetch) => self.outbox.give(|outbox| replace_fetch(&mut outbox.fetches, fetch)),
-            Output::Acked { lane, epoch, seq } => self.outbox.give(|outbox| {
-                let acked: &mut Seq = outbox.acks.entry((lane, epoch)).or_default();
-                *acked = seq.max(*acked);
-            }),
-            Output::Rejected { lane, epoch, seq, reason, ours } => {
-                let refusal = Refusal { reason, ours };
-                self.outbox.give(|outbox| outbox.rejected.insert((lane, epoch, seq), refusal));
-            }
-            Output::Foreign { lane, epoch } => self.outbox.give(|outbox| outbox.foreign.push((lane, epoch))),
-            Output::ServerTime { now_ms } => {
-                let told = Some((now_ms, clock::now()));
-                self.outbox.lock().server_time = told;
-            }
-            Output::Changed => self.view_is_stale = true,
-            Output::Event { kind, detail } => {
-                warn!(target: "uplink", "event kind={kind} detail={detail:?}");
-                (self.setup.event)(kind, &detail);
-            }
-            Output::Command { seq, topic, body: _ } => {
-                self.commands += 1;
-                self.board.commands.lock().received = self.commands;
-                trace!(target: "uplink", "command without subscriber seq={seq} topic={topic:?}");
-            }
-            Output::Save(saved) => self.keeping.keep(saved, &self.setup),
-            Output::SaveDay(saved) => saved::keep(&self.setup.day_file, saved),
-            Output::GiveUp => self.exit = Some(Exit::GaveUp),
-        }
-        Ok(())
-    }
-
-    fn resolve(&mut self, endpoint: u8, recheck: bool) {
-        self.endpoint = endpoint.into();
-        let reach = &self.reaches[self.endpoint];
-        if let Err(failure) = self.dialing.prepare(self.endpoint, reach, recheck, self.poll.registry()) {
-            self.upstream.handle_input(Input::Failed(failure), clock::now());
-        }
-    }
-
-    fn dial(&mut self, address: u8) {
-        let (reach, meter) = (&self.reaches[self.endpoint], Rc::clone(&self.meter));
-        if let Err(failure) = self.dialing.dial(address, reach, meter, self.poll.registry(), UPSTREAM) {
-            self.upstream.handle_input(Input::DialFailed { address, failure }, clock::now());
-        }
-    }
-
-    fn probe(&mut self, endpoint: u8) {
-        let timeout = Duration::from_millis(self.setup.upstream.link.handshake_timeout_ms);
-        if !self.dialing.probe(endpoint, &self.reaches[usize::from(endpoint)], timeout) {
-            self.upstream.handle_input(Input::Probed { endpoint, ok: false }, clock::now());
-        }
-    }
-
-    fn drop_transport(&mut self, close: Option<u16>) {
-        self.upgraded = None;
-        self.dialing.drop_sockets();
-        match (mem::take(&mut self.transport), close) {
-            (Transport::Open(open), Some(code)) => open.close(code),
-            (Transport::None | Transport::Handshake(_) | Transport::Open(_), _) => (),
-        }
-        self.meter.claim_received(Purpose::Handshake);
-    }
-
-    /// Tells the core what the meter shows.
-    fn count(&mut self) {
-        let wire = self.meter.wire();
-        let bytes = wire.bytes_sent + wire.bytes_received;
-        if bytes != mem::replace(&mut self.counted, bytes) {
-            self.tell(Input::Wire(bytes));
-            // What that allows again goes out.
-            self.flush();
-        }
-    }
-
-    /// That it is run is on flash before it is run: it may be what takes our power.
-    fn remedy(&mut self, step: u8) {
-        let Some(remedy) = self.setup.remedies.get(usize::from(step)) else { return };
-        let down_s = self.keeping.down_s(clock::now());
-        let class = self.upstream.view().last_failure.map_or("none", |(class, ..)| class);
-        let program = remedy.exec.first().map_or("", String::as_str);
-        warn!(target: "uplink", "remedy step={step} down_s={down_s} class={class} program={program}");
-        (self.setup.event)("remedy", &format!("no session for {down_s} s ({class}): step {step} runs {program}"));
-        self.setup.runner.run(Run {
-            step,
-            exec: remedy.exec.clone(),
-            timeout: Duration::from_secs(remedy.timeout_s),
-            environment: [("BACKHAUL_DOWN_S", down_s.to_string()), ("BACKHAUL_CLASS", class.to_owned())],
-            before: self.keeping.errand(&self.setup),
-        });
-    }
-
     /// Pins to the board what has changed.
     fn publish(&mut self) {
         let mut wire = self.meter.wire();
@@ -765,10 +485,4 @@ impl Reactor {
         *self.board.link.lock() = view;
         (self.setup.link_changed)();
     }
-}
-
-/// One question a (lane, epoch): the newest stands.
-fn replace_fetch(fetches: &mut Vec<Fetch>, fetch: Fetch) {
-    fetches.retain(|other| other.epoch != fetch.epoch || other.lane != fetch.lane);
-    fetches.push(fetch);
 }
