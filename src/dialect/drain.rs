@@ -45,6 +45,8 @@ pub(super) struct Drain {
     /// When a ping's pong would be late (RFC 6298), as the link has it.
     rto: Duration,
     ack_deadline: Option<Instant>,
+    /// The flow's window is full: when it is opened further, should no ack come.
+    open_at: Option<Instant>,
     progressed: bool,
     records_sent: u64,
 }
@@ -68,6 +70,7 @@ impl Drain {
             flow: Flow::new(config.start_bytes, Duration::from_millis(config.batch_ms_max), now),
             rto: Duration::ZERO,
             ack_deadline: None,
+            open_at: None,
             progressed: false,
             records_sent: 0,
             config,
@@ -125,7 +128,8 @@ impl Drain {
     pub(super) fn poll_timeout(&self) -> Option<(Instant, Timer)> {
         let ack = self.ack_deadline.map(|deadline| (deadline, Timer::Ack));
         let pace = self.pace_deadline.map(|deadline| (deadline, Timer::Pace));
-        ack.into_iter().chain(pace).min()
+        let open = self.open_at.map(|at| (at, Timer::Window));
+        ack.into_iter().chain(pace).chain(open).min()
     }
 
     /// No ack came in time; `None`: none is late. With what is said of it.
@@ -168,7 +172,7 @@ impl Drain {
                 self.flow.on_acked(load, stamp, now);
             }
             self.progressed = true;
-            self.ack_deadline = None;
+            (self.ack_deadline, self.open_at) = (None, None);
             if self.is_in_flight() {
                 self.expect_ack(now);
             }
@@ -178,12 +182,14 @@ impl Drain {
 
     /// Nothing comes after it.
     pub(super) fn on_end(&mut self) {
-        self.ack_deadline = None;
-        self.pace_deadline = None;
+        (self.ack_deadline, self.pace_deadline, self.open_at) = (None, None, None);
     }
 
     /// What goes now, of the lane whose turn it is.
     pub(super) fn next(&mut self, now: Instant) -> Option<(usize, Next)> {
+        if self.open_at.take_if(|at| *at <= now).is_some() {
+            self.flow.open();
+        }
         let flight = self.flight();
         let window = self.window();
         let overfull = !flight.fits(window); // by a lone large record, or a path that got slower
@@ -259,9 +265,12 @@ impl Drain {
         let paced = self.pace.allowed(now).records == 0 && self.cursors.iter().enumerate().any(record_is_next);
         self.pace_deadline = paced.then(|| self.pace.next());
         let unsent = |(index, cursor): (usize, &Cursor)| cursor.has_unsent() && !held[index];
-        if paced || !self.cursors.iter().enumerate().any(unsent) {
+        let starved = paced || !self.cursors.iter().enumerate().any(unsent);
+        if starved {
             self.flow.on_starved();
         }
+        let closed = !starved && self.is_in_flight() && !self.configured().fits(self.flow.window());
+        self.open_at = closed.then(|| self.open_at.unwrap_or(now + self.flow.patience()));
     }
 
     /// Held back until the day's bytes are not spent any more.
@@ -270,9 +279,11 @@ impl Drain {
     }
 
     fn window(&self) -> Load {
-        let window =
-            Load { records: self.config.window_records.max(1).into(), bytes: self.config.window_bytes.max(1).into() };
-        window.min(self.flow.window())
+        self.configured().min(self.flow.window())
+    }
+
+    fn configured(&self) -> Load {
+        Load { records: self.config.window_records.max(1).into(), bytes: self.config.window_bytes.max(1).into() }
     }
 
     fn batch(&self) -> Load {
@@ -297,9 +308,7 @@ impl Drain {
     pub(super) fn check_invariants(&self) {
         self.cursors.iter().for_each(Cursor::check_invariants);
         let flight = self.flight();
-        let window =
-            Load { records: self.config.window_records.max(1).into(), bytes: self.config.window_bytes.max(1).into() };
-        assert!(flight.records <= 1 || flight.fits(window), "the window holds: {flight:?}");
+        assert!(flight.records <= 1 || flight.fits(self.configured()), "the window holds: {flight:?}");
         assert_eq!(self.ack_deadline.is_some(), self.is_in_flight(), "an ack is awaited while something is in flight");
     }
 }

@@ -21,6 +21,9 @@ const LAG: Duration = Duration::from_secs(1);
 const LAG_ROUND_TRIPS: u32 = 4;
 /// What was measured for so long is no accident: a path that got much slower is believed at once.
 const LONG: Duration = Duration::from_secs(4);
+/// No ack for so long beyond what the path explains says nothing of the path: a server may be slower to store than
+/// protocol rule 4 allows. What may be on the way is doubled, again and again, until one comes.
+const PATIENCE: Duration = Duration::from_millis(1500);
 /// Shorter is not measured: a rate over less says nothing.
 const INTERVAL_MIN: Duration = Duration::from_millis(1);
 
@@ -55,6 +58,8 @@ pub(super) struct Flow {
     /// On the way at most while the far end lags (additive increase, multiplicative decrease).
     brake: u64,
     braked_at: Instant,
+    /// Doublings since the last ack.
+    opened: u32,
 }
 
 impl Flow {
@@ -70,6 +75,7 @@ impl Flow {
             round_trip: None,
             brake: u64::MAX,
             braked_at: now,
+            opened: 0,
         }
     }
 
@@ -97,6 +103,7 @@ impl Flow {
         if cost(load) == 0 {
             return;
         }
+        self.opened = 0;
         self.flight = self.flight.saturating_sub(cost(load));
         self.delivered += cost(load);
         self.delivered_at = now;
@@ -132,9 +139,19 @@ impl Flow {
         self.limited_until = self.delivered + self.flight + 1;
     }
 
+    /// The window is full, and no ack came for [`Flow::patience`].
+    pub(super) fn open(&mut self) {
+        self.opened = (self.opened + 1).min(u64::BITS - 1);
+    }
+
+    /// How long an ack may take until the window is opened further.
+    pub(super) fn patience(&self) -> Duration {
+        PATIENCE + self.time_on_the_way()
+    }
+
     /// What may be on the way, as the bytes of the window.
     pub(super) fn window(&self) -> Load {
-        let bytes = self.unbraked().min(self.brake);
+        let bytes = self.unbraked().min(self.brake).saturating_mul(1 << self.opened);
         Load { records: (bytes / RECORD_COST).max(1), bytes: bytes.max(1) }
     }
 

@@ -216,4 +216,6 @@ pub enum Timer {
     Ack,
     /// The pace allows the next record.
     Pace,
+    /// No ack came while the window that the path explains was full: it is opened further.
+    Window,
 }

@@ -450,8 +450,8 @@ impl Upstream {
         }
     }
 
-    /// A takeover whose reason names the newcomer's boot (rule 11). Our own is no newcomer: a connection of ours that
-    /// came late. One that takes over, is taken over by us and comes back is no reboot, however long each session was.
+    /// A takeover whose reason names the newcomer's boot (rule 11). Our own is a connection of ours that came late. One
+    /// that takes over, is taken over by us and comes back is no reboot, however long each session was.
     fn taken_over(&mut self, class: Class, detail: &str) -> Class {
         let boot = detail.rsplit(' ').next().unwrap_or_default();
         // A word like any other is no nonce.
@@ -459,7 +459,7 @@ impl Upstream {
             return class;
         }
         if boot == self.boot {
-            return Class::Closed;
+            return class;
         }
         let again = self.taken_over_by.as_deref() == Some(boot);
         self.taken_over_by = Some(boot.to_owned());

@@ -109,11 +109,9 @@ impl Link {
         }
         self.count_at_endpoint(class, now);
         let patience_ms = self.config.reconnect.backoff_ms_max.saturating_mul(self.failures_max().into());
-        // The reserve is for those who would have to wait for long.
-        let impatient = said > Duration::from_millis(patience_ms);
-        // `retry` says where to come back: here.
-        if impatient || class != Class::ServerRetry {
-            wait = self.choose(class, impatient, wait, now);
+        // The reserve is for those who would have to wait for long. `retry` says where to come back: here.
+        if class != Class::ServerRetry {
+            wait = self.choose(class, said > Duration::from_millis(patience_ms), wait, now);
         }
         self.wait_for(wait, now);
     }

@@ -92,8 +92,12 @@ fn a_refusal_at_one_endpoint_does_not_slow_the_others() {
 fn a_long_word_of_one_server_leaves_the_reserve_free() {
     let mut rig = Rig::new(Config { endpoints_tls: vec![true, true], ..config() }, 1);
     rig.connect_stably();
+    rig.input(failed(Class::Reset));
+    rig.attempt();
+    rig.reach("upgrading", 1);
     let said = rig.now;
-    rig.input(Input::Retry { after_ms: 3_000_000, spread_ms: 0, endpoint: None });
+    let busy = Failure { server_wait_ms: Some(3_000_000), ..Failure::new(Class::Overload, "503") };
+    rig.input(Input::Failed(Failure { server_spread_ms: Some(0), ..busy }));
     assert!(rig.connect() <= s(40));
     assert_eq!(rig.link.view().endpoint, Some(1));
     rig.input(Input::Proved);
@@ -103,6 +107,16 @@ fn a_long_word_of_one_server_leaves_the_reserve_free() {
         assert!(!outputs.iter().any(|output| matches!(output, Output::Probe { .. })), "it is bound");
         rig.input(Input::PingFlushed);
         rig.input(Input::Pong);
+    }
+}
+
+#[test]
+fn who_says_retry_is_who_is_come_back_to() {
+    let mut rig = Rig::new(Config { endpoints_tls: vec![true, true], ..config() }, 1);
+    for _ in 0..10 {
+        rig.connect();
+        assert_eq!(rig.link.view().endpoint, Some(0));
+        rig.input(Input::Retry { after_ms: 300_000, spread_ms: 0, endpoint: None });
     }
 }
 
