@@ -243,7 +243,10 @@ impl Drain {
         let (window, batch) = (self.window(), self.batch());
         let batch = Load { bytes: batch.bytes.min(message_bytes_max as u64).max(1), ..batch };
         // Not for every crumb that an ack frees (RFC 9293 § 3.8.6.2): a batch, or a quarter of a smaller window.
-        let worth = batch.min(Load { records: window.records.div_ceil(4), bytes: window.bytes.div_ceil(4) });
+        let worth = match self.flow.is_opened() {
+            true => Load { records: 1, bytes: 1 }, // No ack frees anything.
+            false => batch.min(Load { records: window.records.div_ceil(4), bytes: window.bytes.div_ceil(4) }),
+        };
         let mut room = window.without(self.cursors.iter().map(Cursor::claimed).sum());
         let held: Vec<bool> = (0..self.cursors.len()).map(|index| self.is_held(index)).collect();
         for (index, cursor) in self.cursors.iter().enumerate() {

@@ -144,6 +144,11 @@ impl Flow {
         self.opened = (self.opened + 1).min(u64::BITS - 1);
     }
 
+    /// No ack came since.
+    pub(super) const fn is_opened(&self) -> bool {
+        self.opened > 0
+    }
+
     /// How long an ack may take until the window is opened further.
     pub(super) fn patience(&self) -> Duration {
         PATIENCE + self.time_on_the_way()
