@@ -265,6 +265,7 @@ fn a_certificate_that_is_not_yet_valid_waits_for_the_clock_and_no_longer() {
         receiver.wait_listening();
         let mut config = agent::quick(&dir, &format!("wss://{}/v1", receiver.address()));
         config.upstream.endpoints[0].ca_file = Some(authority.path("ca.pem"));
+        config.upstream.handshake_timeout_ms = 10_000;
         let reconnect = &mut config.upstream.reconnect;
         (reconnect.slow_ms_min, reconnect.slow_ms_max) = (3_600_000, 3_600_000);
         touch(&dir.join("backoff"), Duration::from_secs(margin_s + 1));

@@ -295,7 +295,7 @@ fn remedies_run_one_after_the_other_and_are_killed_at_their_deadline() {
     let mut config = agent::quick(&dir, &vacant());
     let slow = script(&dir, "slow", "echo slow >> $1; sleep 1000 & echo $! > $1.pid; wait");
     let quick = script(&dir, "quick", "echo quick >> $1");
-    let remedy = |after_s, exec| Remedy { after_s, exec, timeout_s: 3, again_after_s: 0 };
+    let remedy = |after_s, exec| Remedy { after_s, exec, timeout_s: 6, again_after_s: 0 };
     config.remedies = vec![remedy(1, slow), remedy(2, quick)];
     let mut agent = Agent::new(&dir, &config);
     agent.start();

@@ -231,6 +231,7 @@ impl Agent {
         {
             self.config = loaded.config;
             crew.take_up(&self.config, &self.options.device, &self.process);
+            crew.look_again();
             self.set_log_level();
             log::info!(target: "config", "reloaded in place");
             return Ok(());

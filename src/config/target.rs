@@ -25,6 +25,11 @@ impl Target {
         if url.is_empty() {
             return Err("a url is needed: wss://host[:port]/path".into());
         }
+        let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
+        if after_scheme.split(['/', '?']).next().is_some_and(|authority| authority.contains('@')) {
+            // Without the url: it may hold a password.
+            return Err("a url holds no user and no password: use token_file".into());
+        }
         let (scheme, rest) = match url.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("wss") => ("wss", rest),
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("ws") => ("ws", rest),
@@ -32,10 +37,6 @@ impl Target {
         };
         let tls = scheme == "wss";
         let authority = rest.split(['/', '?']).next().unwrap_or_default();
-        if authority.contains('@') {
-            // Without the url: it may hold a password.
-            return Err("a url holds no user and no password: use token_file".into());
-        }
         let no_host = || format!("\"{url}\" names no host: {HINT}");
         if authority.is_empty() {
             return Err(no_host());
@@ -126,6 +127,7 @@ mod tests {
             "ws://h:65536/",
             "ws://h:x/",
             "ws://u:p@h/",
+            "https://u:p@h/",
             "ws://[::1/",
             "ws://h h/",
             "ws://h/a b",

@@ -247,8 +247,13 @@ impl Drain {
             true => Load { records: 1, bytes: 1 }, // No ack frees anything.
             false => batch.min(Load { records: window.records.div_ceil(4), bytes: window.bytes.div_ceil(4) }),
         };
-        let mut room = window.without(self.cursors.iter().map(Cursor::claimed).sum());
         let held: Vec<bool> = (0..self.cursors.len()).map(|index| self.is_held(index)).collect();
+        // What is held back leaves its place to those that may go.
+        let claimed = |(index, cursor): (usize, &Cursor)| match held[index] {
+            true => cursor.flight_load(),
+            false => cursor.claimed(),
+        };
+        let mut room = window.without(self.cursors.iter().enumerate().map(claimed).sum());
         for (index, cursor) in self.cursors.iter().enumerate() {
             self.shares.set_waiting(index, cursor.waits() && !held[index]);
         }

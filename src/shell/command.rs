@@ -68,6 +68,9 @@ fn process(command: &[String]) -> Result<Command, Fault> {
     Ok(process)
 }
 
+/// More than a pipe holds (pipe(7)), however small a read is.
+const READS_AT_END_MAX: usize = 64;
+
 fn to_its_end(
     mut process: Command,
     mut reader: Reader,
@@ -82,8 +85,12 @@ fn to_its_end(
         let left = deadline.since(clock::now());
         reader.read(left.min(LOOK_INTERVAL))?;
         if group.has_left().map_err(Fault::Io)? {
-            // What it said last; a child of its own may hold the pipe open.
-            while reader.read(Duration::ZERO)? {}
+            // What it said last; a child of its own may hold the pipe open, and write into it for ever.
+            for _ in 0..READS_AT_END_MAX {
+                if !reader.read(Duration::ZERO)? {
+                    break;
+                }
+            }
             break;
         }
         if left.is_zero() {

@@ -10,7 +10,7 @@ use std::os::fd::AsFd as _;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 
-use backhaul::config::Config;
+use backhaul::config::{Config, Heartbeat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::support::agent::{self, Agent};
@@ -125,6 +125,8 @@ impl Lab {
         let mut config = agent::quick(&dir, &format!("ws://{UPSTREAM}:{}/v1", receiver.port()));
         config.upstream.endpoints[0].insecure = true;
         config.log.level = "debug".into();
+        // A machine that stands still for a moment ends no session.
+        config.upstream.heartbeat = Heartbeat { interval_ms: 1000, timeout_ms: 2000, ..config.upstream.heartbeat };
         change(&mut config);
         let mut agent = Agent::new(&dir, &config);
         agent.run_through(&gateway.enter());

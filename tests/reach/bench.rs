@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use backhaul::config::{Config, Endpoint};
+use backhaul::config::{Config, Endpoint, Heartbeat};
 use serde_json::Value;
 
 use crate::support::agent::{self, Agent};
@@ -29,6 +29,8 @@ impl Bench {
         let mut config = agent::quick(&dir, "");
         config.log.level = "trace".into();
         config.upstream.handshake_timeout_ms = 5000;
+        // A machine that stands still for a moment ends no session.
+        config.upstream.heartbeat = Heartbeat { interval_ms: 2000, timeout_ms: 5000, ..config.upstream.heartbeat };
         config.upstream.endpoints = vec![endpoint(&server, &dir)];
         let agent = Agent::new(&dir, &config);
         let producer = Producer::new(agent.socket(), None);

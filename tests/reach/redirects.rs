@@ -103,9 +103,9 @@ fn a_loop_is_followed_once_an_attempt() {
     wait_until(DEADLINE, "four attempts", || {
         bench.agent.status().is_some_and(|status| agent::failures(&status, "wrong_place") >= 4)
     });
+    let asked = first.count() + second.count();
     let status = bench.agent.status().unwrap();
     let attempts = usize::try_from(status["link"]["attempts"].as_u64().unwrap()).unwrap();
-    let asked = first.count() + second.count();
     assert!(asked <= 2 * (attempts + 1), "{asked} requests in {attempts} attempts");
     assert_eq!(bench.server.attempts(), 0);
 }

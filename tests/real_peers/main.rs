@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use backhaul::config::Heartbeat;
 use rustix::process::{Pid, Signal, kill_process};
 use support::agent::{self, Agent};
 use support::authority::Authority;
@@ -128,6 +129,8 @@ impl Front {
         let mut config = agent::quick(&dir, &format!("wss://127.0.0.1:{}/v1", nginx.tls_port));
         config.upstream.endpoints[0].ca_file = Some(nginx.dir.join("ours/ca.pem"));
         config.upstream.handshake_timeout_ms = 5000;
+        // A machine that stands still for a moment ends no session.
+        config.upstream.heartbeat = Heartbeat { interval_ms: 2000, timeout_ms: 5000, ..config.upstream.heartbeat };
         let mut agent = Agent::new(&dir, &config);
         let producer = Producer::new(agent.socket(), None);
         agent.start();

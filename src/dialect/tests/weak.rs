@@ -216,6 +216,11 @@ fn what_the_day_does_not_allow_stays_and_exempt_lanes_go_on() {
     rig.session.set_capped(true, rig.now);
     rig.answers("log", records(1..=40, 10));
     assert_eq!(rig.did(), [""; 0], "nor does what was fetched before go");
+    rig.offers(&[offer("alarm", 3, 4), offer("log", 1, 50)]);
+    assert_eq!(rig.did(), ["fetch alarm 3"], "nor does it take the place of what may go");
+    rig.answers("alarm", records(3..=3, 10));
+    rig.hears(&ack("alarm", 3));
+    assert_eq!(rig.did(), ["records alarm 3-3", "acked alarm 3"]);
     rig.session.set_capped(false, rig.now);
     assert_eq!(rig.did()[0], "records log 1-40");
 }

@@ -41,6 +41,8 @@ impl Link {
             class if self.has_path() => class,
             // Nobody answers where this machine has no path to.
             class if class.may_be_silence() => Class::Local,
+            // Nor has anybody answered a lookup, or a program that asks for a credential.
+            _ if matches!(self.state, State::Resolving { purpose: super::Purpose::Attempt, .. }) => Class::Local,
             class => {
                 if class.is_answer() && self.attempt_at > self.network_at {
                     // Somebody did answer an attempt that was made all the same: the hint was wrong.
@@ -62,7 +64,7 @@ impl Link {
         self.attempts_failed = match was_up {
             true => 0,
             // Without a path there was nothing that an attempt could have reached.
-            false if class == Class::Local && !self.has_path() => self.attempts_failed,
+            false if class == Class::Local && !self.has_path() || !class.is_failure() => self.attempts_failed,
             false => self.attempts_failed.saturating_add(1),
         };
         if self.config.attempts_max > 0 && self.attempts_failed >= self.config.attempts_max {

@@ -112,6 +112,8 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         if self.thread.is_some() && !std::thread::panicking() {
+            // Nobody answers any more what it may have taken since.
+            self.local.give(|cell| cell.leave = true);
             self.stop();
         }
     }

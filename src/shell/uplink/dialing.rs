@@ -187,8 +187,8 @@ impl Dialing {
     /// Begins to look whether this endpoint takes connections; false where that cannot be.
     pub fn probe(&mut self, endpoint: u8, reach: &Arc<Reach>, timeout: Duration) -> bool {
         let reach = Arc::clone(reach);
-        let may_hang = prepare::may_hang(&reach);
-        self.probes.run(may_hang, move |_| (endpoint, prepare::probe(&reach, timeout))).is_ok()
+        // A proxy that dribbles holds it up for longer than asked.
+        self.probes.run(true, move |_| (endpoint, prepare::probe(&reach, timeout))).is_ok()
     }
 
     /// The endpoint probed last, and whether it took a connection; once.
@@ -204,6 +204,11 @@ impl Dialing {
     /// The next resolution is of this endpoint, and asks for this URL there.
     pub fn set_redirected(&mut self, endpoint: usize, url: Uri) {
         self.redirected = Some((endpoint, url));
+    }
+
+    /// What was set last and not taken up.
+    pub fn forget_redirect(&mut self) {
+        self.redirected = None;
     }
 }
 

@@ -392,6 +392,8 @@ impl Reactor {
         self.drop_transport(None);
         self.dialing.set_redirected(to, url);
         self.tell(Input::Redirected { endpoint: u8::try_from(to).unwrap_or(u8::MAX) });
+        // Where the link did not follow, the next attempt knows nothing of it.
+        self.dialing.forget_redirect();
     }
 
     fn read(&mut self) {
