@@ -9,7 +9,8 @@ use std::io::{self, ErrorKind};
 pub const DETAIL_BYTES_MAX: usize = 200;
 
 /// What ended an attempt or a session, as a closed list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Class {
     /// No carrier, address or route here.
     Local,

@@ -242,6 +242,8 @@ pub struct Saved {
     pub offline_since_boot_ms: u64,
     /// For each remedy that was run in this outage, when, on the boot clock, in s; 0: it was not.
     pub remedies_boot_s: [u32; REMEDIES_MAX],
+    /// What the wait until then is for.
+    pub cause: Option<Class>,
 }
 
 impl Config {

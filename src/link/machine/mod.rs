@@ -20,7 +20,7 @@ use super::endpoints::Endpoints;
 use super::liveness::Liveness;
 use super::race::Race;
 use super::remedies::Remedies;
-use super::{Class, Config, DETAIL_BYTES_MAX, Input, Output, Saved, Timer, one_line};
+use super::{Class, Config, DETAIL_BYTES_MAX, Disposition, Input, Output, Saved, Timer, one_line};
 use crate::status::LinkView;
 use crate::time::Instant;
 
@@ -67,6 +67,8 @@ pub struct Link {
     failures: [u32; Class::COUNT],
     /// Class and instant of the last failure.
     last: Option<(Class, Instant)>,
+    /// What ended the attempt or session before, in this process or in the one before.
+    cause: Option<Class>,
     /// Its detail.
     detail: String,
     /// The buffer of the next detail; in a handshake, what the last address failed of.
@@ -201,8 +203,22 @@ impl Link {
             // A file that was damaged, or outlived a reboot after all, must not park the gateway for years.
             State::Waiting(Waiting::until(kept.min(now + config.wait_max()).max(now)))
         };
+        let kept = match state {
+            State::Waiting(waiting) => waiting.until,
+            State::StartDelay { .. }
+            | State::Resolving { .. }
+            | State::Handshake(_)
+            | State::Up(_)
+            | State::Stopped => now,
+        };
         let open_until = now + backoff.probe_wait(&config.reconnect, 0);
         let mut endpoints = Endpoints::new(config.endpoints_tls.len(), saved.endpoint, open_until);
+        // What a server said, or refused, holds whatever restarts; what may have been this side's doing does not.
+        match saved.cause {
+            Some(class) if class.disposition() == Disposition::Slow => endpoints.bind_slowly(endpoints.current(), kept),
+            Some(class) if !class.may_be_local() => endpoints.bind(endpoints.current(), kept),
+            Some(_) | None => {}
+        }
         for index in 0..endpoints.count() as u8 {
             endpoints.set_interval_ms(index, saved.intervals_ms[usize::from(index)]);
         }
@@ -229,6 +245,7 @@ impl Link {
             sessions: 0,
             failures: [0; Class::COUNT],
             last: None,
+            cause: saved.cause,
             detail: String::new(),
             spare: String::new(),
             wait: Duration::ZERO,
@@ -455,6 +472,7 @@ impl Link {
     fn save_all(&mut self, backoff_exponent: u8, not_before_boot_ms: u64) {
         let (offline_since_boot_ms, remedies_boot_s) = self.remedies.saved();
         let saved = Saved {
+            cause: self.cause,
             backoff_exponent,
             slow_exponent: self.backoff.exponents().1,
             not_before_boot_ms,

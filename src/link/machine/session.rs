@@ -22,7 +22,7 @@ impl Link {
             probing: None,
         };
         self.sessions += 1;
-        (self.attempts_failed, self.late) = (0, 0);
+        (self.attempts_failed, self.late, self.cause) = (0, 0, None);
         self.remedies.on_up();
         self.endpoints.on_up();
         self.enter(State::Up(session), now);

@@ -59,7 +59,7 @@ impl Link {
             self.late = (self.late + 1).min(LATE_MAX);
         }
         self.failures[class as usize] = self.failures[class as usize].saturating_add(1);
-        self.last = Some((class, now));
+        (self.last, self.cause) = (Some((class, now)), Some(class));
         self.spare = mem::replace(&mut self.detail, detail);
         self.attempts_failed = match was_up {
             true => 0,
@@ -290,7 +290,7 @@ impl Link {
             self.endpoints.choose(self.paths(), false, now);
         }
         let moved = self.endpoints.current() != before;
-        let is_local = self.last.is_none_or(|(class, _)| class.may_be_local());
+        let is_local = self.cause.is_none_or(Class::may_be_local);
         let hastened = moved || is_local && !waiting.hinted && (waiting.parked || changed);
         if moved {
             self.left = None;
@@ -312,7 +312,7 @@ impl Link {
     pub(super) fn on_cure(&mut self, cures: fn(Class) -> bool, now: Instant) {
         match self.state {
             State::Resolving { .. } | State::Handshake(_) => self.sources_changed = true,
-            State::Waiting(waiting) if self.last.is_some_and(|(class, _)| cures(class)) => {
+            State::Waiting(waiting) if self.cause.is_some_and(cures) => {
                 self.endpoints.unbind_slow();
                 let due = waiting.due.min(self.soon(now));
                 self.wait_until(Waiting { until: due, due, recheck: false, ..waiting }, now);

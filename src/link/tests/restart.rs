@@ -47,6 +47,28 @@ fn a_restart_does_not_bypass_the_backoff() {
 }
 
 #[test]
+fn a_restart_keeps_the_cause_so_that_a_hint_does_not_bypass_it_and_a_cure_helps() {
+    let mut rig = Rig::new(config(), 1);
+    rig.attempt();
+    rig.reach("upgrading", 1);
+    let busy = Failure { server_wait_ms: Some(3_000_000), ..Failure::new(Class::Overload, "503") };
+    rig.input(Input::Failed(busy));
+    rig.restart(2);
+    rig.input(Input::Network { usable: u16::MAX, changed: true });
+    assert!(rig.attempt() >= s(2_990), "not before the server's word");
+
+    let mut rig = Rig::new(config(), 1);
+    for _ in 0..2 {
+        rig.attempt();
+        rig.input(failed(Class::Certificate));
+    }
+    rig.restart(2);
+    rig.input(Input::Network { usable: u16::MAX, changed: true });
+    rig.input(Input::SourcesChanged);
+    assert!(rig.attempt() <= s(2), "other files are at hand");
+}
+
+#[test]
 fn a_damaged_saved_state_is_bounded() {
     for fresh_boot in [false, true] {
         let mut rig = Rig::new(config(), 1);
