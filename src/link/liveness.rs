@@ -211,6 +211,16 @@ impl Liveness {
         Verdict::Ping
     }
 
+    /// The connection was reset, or given up by the system: at a ping that ended an idle interval, or in an idle
+    /// interval that was longer than the shortest, whoever keeps a table of connections may have dropped this one.
+    pub(super) fn on_lost(&mut self, limits: &Heartbeat, now: Instant) {
+        if let Pulse::Quiet { ping_at } = self.pulse {
+            let idle_ms = self.interval_ms(limits).saturating_sub(ping_at.since(now).as_millis() as u64);
+            self.after_idle = (idle_ms >= limits.interval_ms).then_some(AfterIdle::Missed);
+        }
+        self.halve(limits);
+    }
+
     fn count(&mut self, lost: bool) {
         self.lost = self.lost << 1 | u32::from(lost);
         self.pings = (self.pings + 1).min(32);
@@ -239,6 +249,8 @@ impl Liveness {
         if self.after_idle.is_some() && limits.adaptive && interval_ms > limits.interval_ms {
             self.remember(in_bounds(limits, interval_ms / 2), 1);
         }
+        // Once.
+        self.after_idle = None;
     }
 
     fn remember(&mut self, interval_ms: u64, lost: Borne) {
@@ -461,6 +473,23 @@ mod tests {
         // One that is shorter than the shortest interval: no more pings than without.
         let (_, _, borne) = idle_days(Duration::from_secs(30), 1);
         assert_eq!(borne, 0);
+    }
+
+    #[test]
+    fn a_reset_where_it_was_idle_is_held_against_the_interval_once() {
+        // A balancer that forgets after 350 s answers the next ping with RST, or closes by itself.
+        for at_ping in [true, false] {
+            let mut liveness = Liveness::new(&ADAPTIVE, 400_000, at(0));
+            if at_ping {
+                assert_eq!(liveness.on_timeout(&ADAPTIVE, at(400)), Verdict::Ping);
+                liveness.on_ping_flushed(&ADAPTIVE, at(400));
+            }
+            liveness.on_lost(&ADAPTIVE, at(if at_ping { 401 } else { 350 }));
+            assert_eq!(liveness.borne(), 200_001, "at_ping={at_ping}");
+        }
+        let mut liveness = Liveness::new(&ADAPTIVE, 400_000, at(0));
+        liveness.on_lost(&ADAPTIVE, at(30));
+        assert_eq!(liveness.borne(), 400_000, "in mid-traffic");
     }
 
     #[test]

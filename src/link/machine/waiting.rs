@@ -52,7 +52,11 @@ impl Link {
             }
         };
         let class = if upgraded { self.suspect_clone(class) } else { class };
-        if let State::Up(session) = &self.state {
+        if let State::Up(session) = &mut self.state {
+            if matches!(class, Class::Reset | Class::Silent) {
+                session.liveness.on_lost(&self.config.heartbeat, now);
+            }
+            self.endpoints.set_interval_ms(self.target, session.liveness.borne());
             self.rto = session.liveness.rtt().map_or(self.rto, |rtt| rtt * 3);
             self.remedies.on_down(now);
         } else if class == Class::Timeout {
@@ -310,10 +314,11 @@ impl Link {
 
     /// What was refused may be cured now: by other credentials, another certificate, a clock that is set.
     pub(super) fn on_cure(&mut self, cures: fn(Class) -> bool, now: Instant) {
+        // Whichever endpoint it was.
+        self.endpoints.unbind_slow();
         match self.state {
             State::Resolving { .. } | State::Handshake(_) => self.sources_changed = true,
             State::Waiting(waiting) if self.cause.is_some_and(cures) => {
-                self.endpoints.unbind_slow();
                 let due = waiting.due.min(self.soon(now));
                 self.wait_until(Waiting { until: due, due, recheck: false, ..waiting }, now);
             }
