@@ -18,7 +18,7 @@ use super::ops::{self, Driver, Moment, Op, Recorder};
 use super::oracle;
 use super::progress::Progress;
 use super::seen::Seen;
-use super::starts::Start;
+use super::starts::{self, Start};
 use super::trace;
 
 /// Salt of the states whose recovery was cut: they were counted before.
@@ -181,7 +181,8 @@ impl Campaign {
                         if unit >= units.end || sated {
                             break;
                         }
-                        let (start, string) = phase.unit(unit, self.starts.len());
+                        let starts = if phase.is_drawn() { starts::drawn(&self.starts) } else { self.starts.len() };
+                        let (start, string) = phase.unit(unit, starts);
                         self.string(phase, &self.starts[start], &string);
                         progress.tick(&self.counts, unit);
                     }
