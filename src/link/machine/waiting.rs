@@ -37,20 +37,18 @@ impl Link {
     /// Counts it; says what it was in the end. `None`: that was the last attempt.
     fn count(&mut self, class: Class, detail: String, now: Instant) -> Option<Class> {
         let (was_up, upgraded) = (self.is_up(), self.state.is_upgraded());
-        let class = match class {
-            class if self.has_path() => class,
-            // Nobody answers where this machine has no path to.
-            class if class.may_be_silence() => Class::Local,
-            // Nor has anybody answered a lookup, or a program that asks for a credential.
-            _ if matches!(self.state, State::Resolving { purpose: super::Purpose::Attempt, .. }) => Class::Local,
-            class => {
-                if class.is_answer() && self.attempt_at > self.network_at {
-                    // Somebody did answer an attempt that was made all the same: the hint was wrong.
-                    self.usable |= 1 << self.endpoints.current();
-                }
-                class
+        let mut class = class;
+        if !self.has_path() {
+            // Nobody answers where this machine has no path to; nor is what a lookup says, or a program that asks for a
+            // credential, anybody's answer.
+            let is_prepared = !matches!(self.state, State::Resolving { purpose: super::Purpose::Attempt, .. });
+            if class.may_be_silence() || !is_prepared {
+                class = Class::Local;
+            } else if class.is_answer() && self.attempt_at > self.network_at {
+                // Somebody did answer an attempt that was made all the same: the hint was wrong.
+                self.usable |= 1 << self.endpoints.current();
             }
-        };
+        }
         let class = if upgraded { self.suspect_clone(class) } else { class };
         if let State::Up(session) = &mut self.state {
             if matches!(class, Class::Reset | Class::Silent) {
