@@ -1,5 +1,5 @@
 //! What happens to an agent that runs: its configuration is changed under it, its endpoints come from elsewhere, its
-//! outage is long enough for remedies, it is told to give up, a thread of it stands still. Real processes.
+//! outage is long enough for remedies, it is told to give up. Real processes.
 #![cfg(feature = "receiver")]
 #![expect(clippy::unwrap_used, reason = "tests")]
 

@@ -57,11 +57,6 @@ impl Cap {
         self.bytes_per_day_max = bytes_per_day_max;
     }
 
-    /// So many bytes in any 24 hours.
-    pub const fn max(&self) -> u64 {
-        self.bytes_per_day_max
-    }
-
     /// The meter shows so many bytes since the process started. True where that is worth keeping.
     pub(super) fn handle_wire(&mut self, total: u64, now: Instant) -> bool {
         self.turn(now);
@@ -100,7 +95,7 @@ impl Cap {
     }
 
     /// What may be spent in a day; 0: any number.
-    pub(super) const fn bytes_per_day_max(&self) -> u64 {
+    pub const fn bytes_per_day_max(&self) -> u64 {
         self.bytes_per_day_max
     }
 

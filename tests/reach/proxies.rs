@@ -158,7 +158,6 @@ fn whatever_a_proxy_answers_has_its_class_and_is_overcome() {
     let head = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nUser-Agent: backhaul/");
     assert!(proxy.heads().iter().all(|seen| seen.starts_with(&head)), "{:?}", proxy.heads());
     assert!(proxy.heads().iter().all(|seen| !seen.contains("Authorization")));
-    bench.adjust(|config| config.upstream.handshake_timeout_ms = 5000);
     proxy.set(move |_| Reply::tunnel(&to));
     bench.assert_delivers();
 }

@@ -293,6 +293,7 @@ impl Watch {
         /// Of pages, and of an arena that a thread left behind.
         const SLACK_KIB: u64 = 1024;
         let (first, last) = (self.third(0), self.third(2));
+        assert!(first > 0, "{} samples of its memory", self.memory.len());
         assert!(last <= first + first / 10 + SLACK_KIB, "{first} KiB in the first third, {last} KiB in the last");
     }
 

@@ -55,7 +55,7 @@ impl Reactor {
         self.network.set_places(self.reaches.iter().map(|reach| place(reach)), clock::now());
         let (link, dialect) = (Arc::clone(&setup.upstream.link), Arc::clone(&setup.upstream.dialect));
         let endpoints = setup.upstream.endpoints.clone();
-        let bytes_per_day_max = setup.upstream.cap.max();
+        let bytes_per_day_max = setup.upstream.cap.bytes_per_day_max();
         self.setup = setup;
         let new = upstream::Reconfiguration { link, dialect, endpoints, was, bytes_per_day_max };
         self.upstream.reconfigure(new, clock::now());
