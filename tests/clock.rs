@@ -9,7 +9,6 @@
 mod support;
 
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
@@ -23,7 +22,7 @@ use support::authority::Authority;
 use support::fault_server::{Fault, FaultServer};
 use support::producer::Producer;
 use support::receiver::Receiver;
-use support::{DEADLINE, TempDir, wait_until};
+use support::{DEADLINE, TempDir, not_run, wait_until};
 
 /// No session comes about.
 const AWAY: Fault = Fault::Http(503, "");
@@ -218,7 +217,7 @@ fn records_of_an_unset_clock_in_another_boot_stay_without_a_time() {
     let probe = probe.args(&other_boot[1..]).arg("true").stdin(Stdio::null()).stderr(Stdio::null()).status();
     if !probe.is_ok_and(|status| status.success()) {
         let name = "records_of_an_unset_clock_in_another_boot_stay_without_a_time";
-        let _closed = writeln!(std::io::stderr(), "\nNOT RUN: {name}: no mount namespace is to be had\n");
+        not_run(name, "no mount namespace is to be had");
         return;
     }
     touch(&dir.join("backoff"), HOUR);

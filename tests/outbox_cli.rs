@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use support::agent::{self, Agent};
 use support::fault_server::{Fault, FaultServer};
 use support::producer::{Committed, PIPELINE_MAX, Producer};
-use support::{TempDir, free_port, program};
+use support::{TempDir, free_port, not_run, program};
 
 const DATA: i32 = 65;
 const NO_INPUT: i32 = 66;
@@ -336,7 +336,10 @@ fn a_folder_without_permission_to_write_is_read_and_not_wiped() {
     };
     let before = files(&copy);
     let Some(output) = as_nobody(&["verify", "--json"], &copy) else {
-        eprintln!("NOT RUN: no right to become another user (setpriv)");
+        not_run(
+            "a_folder_without_permission_to_write_is_read_and_not_wiped",
+            "it takes the right to become another user",
+        );
         restore();
         return;
     };

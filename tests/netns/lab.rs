@@ -5,7 +5,7 @@
 //! A lab is a gateway, where the agent runs, and a world, which is its router and, behind that, the upstream.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd as _;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
@@ -15,7 +15,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::support::agent::{self, Agent};
 use crate::support::receiver::Receiver;
-use crate::support::{DEADLINE, TempDir, mortal, wait_until};
+use crate::support::{DEADLINE, TempDir, mortal, not_run, wait_until};
 use serde_json::Value;
 
 /// Where the world's upstream listens: behind the router, not on any cable.
@@ -148,7 +148,7 @@ impl Lab {
 pub fn possible(name: &str) -> bool {
     let missing = missing();
     if let Some(why) = &missing {
-        let _closed = writeln!(std::io::stderr(), "\nNOT RUN: {name}: {why}\n");
+        not_run(name, why);
     }
     missing.is_none()
 }

@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use backhaul::config::{Dialect, Heartbeat};
 use support::agent::{self, Agent};
 use support::producer::{Handed, Producer};
-use support::{DEADLINE, TempDir, free_port, mortal, wait_until};
+use support::{DEADLINE, TempDir, free_port, mortal, not_run, wait_until};
 
 /// A process that listens on a port of its own, through all its starts.
 struct Server {
@@ -31,7 +31,7 @@ impl Server {
     fn new(dir: &Path, probe: &[&str], command: impl FnOnce(u16) -> Vec<String>) -> Option<Self> {
         let has = Command::new(probe[0]).args(&probe[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !has.is_ok_and(|status| status.success()) {
-            eprintln!("\nNOT RUN: {} is not installed\n", probe.join(" "));
+            not_run(&probe.join(" "), "it is not installed");
             return None;
         }
         let port = free_port();

@@ -9,6 +9,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::bench::{Bench, endpoint};
 use crate::support::agent;
+use crate::support::not_run;
 
 /// An address where SYNs go unanswered: a listener whose backlog is full.
 struct BlackHole {
@@ -39,7 +40,8 @@ fn an_address_that_swallows_everything_does_not_hold_up_the_next_one() {
     let can_mount = process::Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|status| status.success());
     let has_v6 = fs::read_to_string("/proc/net/if_inet6").is_ok_and(|text| text.contains(" lo\n"));
     if !can_mount || !has_v6 {
-        eprintln!("NOT RUN: it takes the right to mount ({can_mount}) and IPv6 on loopback ({has_v6})");
+        let why = format!("it takes the right to mount ({can_mount}) and IPv6 on loopback ({has_v6})");
+        not_run("an_address_that_swallows_everything_does_not_hold_up_the_next_one", &why);
         return;
     }
     let mut bench = Bench::new(|server, _| endpoint(&format!("ws://both.test:{}/v1", server.port())));

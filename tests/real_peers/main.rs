@@ -20,7 +20,7 @@ use support::agent::{self, Agent};
 use support::authority::Authority;
 use support::producer::{Handed, Producer};
 use support::receiver::Receiver;
-use support::{DEADLINE, TempDir, free_port, mortal, poll_until, wait_until};
+use support::{DEADLINE, TempDir, free_port, mortal, not_run, poll_until, wait_until};
 
 /// nginx with a folder, two ports and no rights of its own: one port speaks TLS, the other does not.
 struct Nginx {
@@ -36,7 +36,7 @@ impl Nginx {
     fn new(dir: &Path, receiver: &Receiver) -> Option<Self> {
         let places = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/sbin/nginx"];
         let Some(program) = places.iter().map(PathBuf::from).find(|path| path.exists()) else {
-            eprintln!("NOT RUN: there is no nginx here (apt-get install nginx-light)");
+            not_run("nginx", "it is not installed (apt-get install nginx-light)");
             return None;
         };
         let dir = dir.join("nginx");

@@ -28,7 +28,7 @@ use support::agent::{self, Agent};
 use support::producer::{Handed, Producer};
 use support::proxy::{Mode, Proxy};
 use support::receiver::Receiver;
-use support::{DEADLINE, TempDir, poll_until};
+use support::{DEADLINE, TempDir, not_run, poll_until};
 
 /// How long, unless `SOAK_SECONDS` says otherwise.
 const SECONDS: u64 = 120;
@@ -261,6 +261,10 @@ impl Watch {
         let status = agent.wait_up();
         let pid = status["agent"]["pid"].as_u64().expect("a process id");
         let (descriptors, threads) = (held(pid, "fd"), held(pid, "task"));
+        assert!(threads > 0, "its threads can be counted");
+        if descriptors == 0 {
+            not_run("the count of descriptors", "of a process that dumps no core only root sees them");
+        }
         Self { pid, descriptors, threads, began: Instant::now(), memory: Vec::new() }
     }
 

@@ -21,7 +21,7 @@ use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message, WebSocket};
 
-use super::free_port;
+use super::listen;
 
 /// A way to misbehave. It applies to connections accepted while it is set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,9 +185,7 @@ pub struct FaultServer {
 impl FaultServer {
     /// A server that keeps the protocol, for now.
     pub fn new() -> Self {
-        // Free a moment ago: another test may be trying it, too.
-        let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok().map(|listener| (port, listener));
-        let (port, listener) = (0..100).find_map(|_| bind(free_port())).expect("one of a hundred ports stays free");
+        let (port, listener) = listen();
         let state = State {
             fault: Fault::None,
             listening: true,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::free_port;
+use super::listen;
 
 /// What becomes of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +74,7 @@ pub struct Gate {
 impl Gate {
     /// Each head is answered as `decide` says.
     pub fn new(decide: impl Fn(&str) -> Reply + Send + 'static) -> Self {
-        let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok().map(|listener| (port, listener));
-        let (port, listener) = (0..100).find_map(|_| bind(free_port())).expect("one of a hundred ports stays free");
+        let (port, listener) = listen();
         let state = State { decide: Box::new(decide), heads: Vec::new(), generation: 0, stop: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), port });
         let acceptor = thread::spawn({

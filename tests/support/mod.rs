@@ -19,7 +19,8 @@ pub use temp_dir::TempDir;
 
 use std::fmt;
 use std::fs;
-use std::net::TcpListener;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -66,6 +67,18 @@ pub fn wait_for<T>(deadline: Duration, what: impl fmt::Display, look: impl FnMut
 #[track_caller]
 pub fn wait_until(deadline: Duration, what: impl fmt::Display, mut holds: impl FnMut() -> bool) {
     wait_for(deadline, what, || holds().then_some(()));
+}
+
+/// Says that a test, or a part of it, cannot be run here, past the captured output.
+pub fn not_run(what: &str, why: &str) {
+    let _closed = writeln!(std::io::stderr(), "\nNOT RUN: {what}: {why}\n");
+}
+
+/// Listens on a free port of loopback.
+pub fn listen() -> (u16, TcpListener) {
+    // Free a moment ago: another test may be trying it, too.
+    let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok().map(|listener| (port, listener));
+    (0..100).find_map(|_| bind(free_port())).expect("one of a hundred ports stays free")
 }
 
 /// A TCP port on loopback that is free now and that no outgoing connection will be given: below the ephemeral range

@@ -4,11 +4,10 @@
 pub mod fuse;
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::support::mortal;
+use super::support::{mortal, not_run};
 
 /// Set in the process that has its mounts for itself.
 const INSIDE: &str = "BACKHAUL_OWN_MOUNTS";
@@ -24,7 +23,7 @@ pub fn own_mounts(name: &str, programs: &[&str]) -> bool {
         return true;
     }
     if let Err(why) = possible(programs) {
-        let _closed = writeln!(std::io::stderr(), "\nNOT RUN: {name}: {why}\n");
+        not_run(name, &why);
         return false;
     }
     let this = std::env::current_exe().expect("this program has a path");
