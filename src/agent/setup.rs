@@ -160,7 +160,6 @@ pub(super) fn uplink(
         records_per_s_max: upstream.pace.records_per_s_max,
         bytes_per_s_max: upstream.pace.bytes_per_s_max,
         lanes: config.lanes.iter().map(dialect_lane).collect(),
-        endpoint_urls: Vec::new(),
         ..dialect::Config::default()
     };
     let encodings = match upstream.dialect {

@@ -8,6 +8,7 @@ mod drain;
 mod flow;
 pub mod message;
 mod pace;
+mod pings;
 mod plain;
 mod session;
 mod shares;

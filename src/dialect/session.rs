@@ -7,6 +7,7 @@ use super::backhaul::Backhaul;
 use super::drain::Drain;
 use super::plain::Plain;
 use super::surface::{Config, Greeting, Input, Output, Timer};
+use crate::record::{Epoch, LaneName, Seq};
 use crate::time::Instant;
 
 /// One session, from the upgrade to its end. Nothing of it outlives its connection.
@@ -42,9 +43,9 @@ impl Session {
         self.drain().progressed()
     }
 
-    /// Records sent on this connection.
-    pub fn records_sent(&self) -> u64 {
-        self.drain().records_sent()
+    /// The most records that left in one message on this connection.
+    pub fn largest_batch(&self) -> u32 {
+        self.drain().largest_batch()
     }
 
     /// Bytes a second that the path delivers, about, where that is known.
@@ -108,9 +109,18 @@ impl Session {
     }
 
     /// Records sent on this connection and not yet known to be acked.
-    #[cfg(test)]
     pub fn records_in_flight(&self) -> u64 {
         self.drain().flight().records
+    }
+
+    /// Which one it is, where it is one.
+    pub fn lone_in_flight(&self) -> Option<(LaneName, Epoch, Seq)> {
+        self.drain().lone()
+    }
+
+    /// So many records are still to go one at a time.
+    pub fn lone_records(&self) -> u32 {
+        self.drain().lone_records()
     }
 
     fn drain(&self) -> &Drain {

@@ -1,5 +1,7 @@
 //! The plain dialect: what is sent, and what a pong confirms.
 
+use std::time::Duration;
+
 use super::*;
 
 struct Plain {
@@ -88,12 +90,35 @@ fn a_gap_is_settled_here_in_its_turn() {
     let mut plain = Plain::of(config(), vec![offer("a", 1, 9)]);
     plain.did();
     plain.answers("a", vec![gap(1, 3)]);
-    assert_eq!(plain.did(), ["acked a 3", "proved", "fetch a 4"]);
+    assert_eq!(plain.did(), ["acked a 3", "fetch a 4"], "which proves nothing");
+    assert!(!plain.session.progressed());
     // Behind records it waits for their pong.
     plain.answers("a", vec![text(4), gap(5, 8)]);
     assert_eq!(plain.did(), ["text r4", "ping 1"]);
-    assert_eq!(plain.pong("1"), ["acked a 8"]);
+    assert_eq!(plain.pong("1"), ["acked a 8", "proved"]);
     assert!(plain.session.is_idle());
+    // With nothing else to send it is as if there had been nothing at all.
+    let mut plain = Plain::of(config(), vec![offer("a", 1, 4)]);
+    plain.did();
+    plain.answers("a", vec![gap(1, 3)]);
+    assert_eq!(plain.did(), ["acked a 3", "proved"]);
+}
+
+#[test]
+fn a_lane_of_gaps_keeps_no_other_lane_from_being_stalled() {
+    let mut plain = Plain::of(config(), vec![offer("a", 1, 2), offer("b", 1, 9)]);
+    plain.did();
+    plain.answers("a", vec![text(1)]);
+    let (deadline, timer) = plain.session.poll_timeout().unwrap();
+    assert_eq!(timer, Timer::Ack);
+    plain.now = plain.now + Duration::from_millis(ACK_TIMEOUT_MS / 2);
+    plain.answers("b", vec![gap(1, 5)]);
+    assert_eq!(plain.did(), ["text r1", "ping 1", "acked b 5", "fetch b 6"]);
+    assert_eq!(plain.session.poll_timeout(), Some((deadline, Timer::Ack)));
+    plain.now = deadline;
+    plain.session.handle_timeout(plain.now);
+    assert_eq!(plain.did(), ["end Stalled 1000"]);
+    assert!(!plain.session.progressed());
 }
 
 #[test]
