@@ -130,6 +130,11 @@ pub enum Input<'a> {
     CredentialsUnchanged,
     /// A credential or a certificate changed on disk, or someone asks for a reload.
     SourcesChanged,
+    /// See [`link::Input::RemedyDropped`].
+    RemedyDropped {
+        /// Its index in the configuration.
+        step: u8,
+    },
     /// Wall time has just become known.
     ClockSet,
     /// The agent is stopping.
@@ -372,6 +377,7 @@ impl Upstream {
             Input::CredentialsUnchanged => self.link.handle_input(link::Input::CredentialsUnchanged, now),
             Input::SourcesChanged => self.link.handle_input(link::Input::SourcesChanged, now),
             Input::ClockSet => self.link.handle_input(link::Input::ClockSet, now),
+            Input::RemedyDropped { step } => self.link.handle_input(link::Input::RemedyDropped { step }, now),
             Input::Stop => self.link.handle_input(link::Input::Stop, now),
         }
         self.settle(now);

@@ -60,6 +60,7 @@ impl Link {
         } else if class == Class::Timeout {
             self.late = (self.late + 1).min(LATE_MAX);
         }
+        self.remedies.on_failed();
         self.failures[class as usize] = self.failures[class as usize].saturating_add(1);
         (self.last, self.cause) = (Some((class, now)), Some(class));
         self.spare = mem::replace(&mut self.detail, detail);

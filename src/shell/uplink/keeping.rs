@@ -80,5 +80,5 @@ impl Keeping {
 
 /// What a reboot leaves of it.
 fn lasting(saved: &Saved) -> Saved {
-    Saved { not_before_boot_ms: 0, offline_since_boot_ms: 0, ..*saved }
+    Saved { not_before_boot_ms: 0, offline_since_boot_ms: 0, words_boot_s: [0; _], ..*saved }
 }

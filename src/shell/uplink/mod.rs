@@ -482,6 +482,7 @@ impl Reactor {
             let (session, url) =
                 (view.session.as_deref().unwrap_or_default(), &self.reaches[self.endpoint].endpoint.url);
             info!(target: "uplink", "link up session={session:?} endpoint={url}");
+            self.drop_remedies();
         }
         self.was_up = is_up;
         *self.board.link.lock() = view;

@@ -4,7 +4,7 @@ use std::mem;
 use std::rc::Rc;
 use std::time::Duration;
 
-use log::{trace, warn};
+use log::{info, trace, warn};
 
 use super::{Exit, Reactor, Transport, UPSTREAM};
 use crate::dialect::Purpose;
@@ -120,6 +120,18 @@ impl Reactor {
             self.tell(Input::Wire(bytes));
             // What that allows again goes out.
             self.flush();
+        }
+    }
+
+    /// A session is up: what waits behind the remedy that runs is not needed any more.
+    pub(super) fn drop_remedies(&mut self) {
+        for exec in self.setup.runner.drop_runs() {
+            let program = exec.first().map_or("", String::as_str);
+            info!(target: "uplink", "remedy not run, a session is up program={program}");
+            let step = self.setup.remedies.iter().position(|remedy| remedy.exec == exec);
+            if let Some(step) = step.and_then(|step| u8::try_from(step).ok()) {
+                self.tell(Input::RemedyDropped { step });
+            }
         }
     }
 
