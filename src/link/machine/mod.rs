@@ -173,8 +173,8 @@ struct Probing {
     asked: bool,
     /// It answered the last time.
     seen: bool,
-    /// A change in the network has hastened it: once is enough.
-    hinted: bool,
+    /// A change in the network may hasten it, but once an interval is enough.
+    no_hint_before: Instant,
 }
 
 /// Outputs not yet polled. Each kind has one place, later ones replace earlier ones, so nothing can overflow.
@@ -277,6 +277,8 @@ impl Link {
             since: self.since,
             endpoint: (self.attempts > 0).then_some(self.target),
             url: None,
+            breakers: self.endpoints.breakers(),
+            urls: Vec::new(),
             session: None,
             sessions: self.sessions,
             attempts: self.attempts,

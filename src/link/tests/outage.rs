@@ -173,6 +173,34 @@ fn a_reload_keeps_the_session_whose_endpoint_is_still_there() {
 }
 
 #[test]
+fn a_reload_again_and_again_does_not_put_off_the_way_back() {
+    let mut rig = Rig::new(config(), 1);
+    rig.connect_stably();
+    let spared = endpoints(&[false, true]);
+    reload(&mut rig, spared.clone(), &[None, Some(0)]);
+    let (from, mut looks) = (rig.now, 0);
+    while rig.link.is_up() {
+        assert!(rig.now.since(from) < s(3_600), "after {looks} looks");
+        // A minute, and someone reloads.
+        let until = rig.now + s(60);
+        while rig.link.is_up() && rig.link.poll_timeout().unwrap().0 <= until {
+            let (_, outputs) = rig.next();
+            if outputs.contains(&Output::Probe { endpoint: 0 }) {
+                looks += 1;
+                rig.input(Input::Probed { endpoint: 0, ok: true });
+            }
+            rig.input(Input::PingFlushed);
+            rig.input(Input::Pong);
+        }
+        if rig.link.is_up() {
+            rig.now = until;
+            reload(&mut rig, spared.clone(), &[Some(0), Some(1)]);
+        }
+    }
+    assert_eq!((looks, rig.link.last_class()), (2, Some(Class::Failback)));
+}
+
+#[test]
 fn a_reload_ends_the_session_whose_endpoint_is_gone_promptly() {
     for stage in ["resolving", "dialing", "greeting", "up"] {
         let mut rig = Rig::new(config(), 1);
