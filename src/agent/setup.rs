@@ -142,7 +142,11 @@ pub(super) fn uplink(
         remedies: config
             .remedies
             .iter()
-            .map(|remedy| link::Remedy { after_s: remedy.after_s, again_after_s: remedy.again_after_s })
+            .map(|remedy| link::Remedy {
+                after_s: remedy.after_s,
+                again_after_s: remedy.again_after_s,
+                id: crc32c::crc32c(remedy.exec.join("\0").as_bytes()).max(1),
+            })
             .collect(),
         ..link::Config::from(upstream)
     };

@@ -3,6 +3,7 @@
 
 pub mod bounds;
 pub mod device;
+pub mod file;
 pub mod group;
 pub mod load;
 pub mod proxy;

@@ -130,6 +130,11 @@ pub enum Input<'a> {
     CredentialsUnchanged,
     /// A credential or a certificate changed on disk, or someone asks for a reload.
     SourcesChanged,
+    /// See [`link::Input::RemedyDropped`].
+    RemedyDropped {
+        /// Its index in the configuration.
+        step: u8,
+    },
     /// Wall time has just become known.
     ClockSet,
     /// The agent is stopping.
@@ -317,7 +322,8 @@ impl Upstream {
         let bytes_per_s = self.session.as_ref().and_then(|live| live.session.bytes_per_s());
         let view = self.link.view();
         let url = view.endpoint.and_then(|index| self.endpoints.get(usize::from(index)).cloned());
-        LinkView { session, url, quality: Quality { bytes_per_s, ..view.quality }, ..view }
+        let urls = self.endpoints.clone();
+        LinkView { session, url, urls, quality: Quality { bytes_per_s, ..view.quality }, ..view }
     }
 
     /// Bytes on the wire in the last 24 hours, and whether only lanes that are exempt may add to them.
@@ -372,6 +378,7 @@ impl Upstream {
             Input::CredentialsUnchanged => self.link.handle_input(link::Input::CredentialsUnchanged, now),
             Input::SourcesChanged => self.link.handle_input(link::Input::SourcesChanged, now),
             Input::ClockSet => self.link.handle_input(link::Input::ClockSet, now),
+            Input::RemedyDropped { step } => self.link.handle_input(link::Input::RemedyDropped { step }, now),
             Input::Stop => self.link.handle_input(link::Input::Stop, now),
         }
         self.settle(now);
@@ -441,29 +448,40 @@ impl Upstream {
     }
 
     fn on_failed(&mut self, failure: Failure, now: Instant) {
+        let accepted = self.session.is_some();
         self.end_session();
-        let replaced = (failure.class == Class::Replaced).then(|| failure.detail.clone());
-        let failure = Failure { class: self.taken_over(failure.class, &failure.detail), ..failure };
-        self.link.handle_input(link::Input::Failed(failure), now);
+        let class = if accepted { self.taken_over(failure.class, &failure.detail) } else { failure.class };
+        let replaced = matches!(class, Class::Replaced | Class::Clone).then(|| failure.detail.clone());
+        self.link.handle_input(link::Input::Failed(Failure { class, ..failure }), now);
         if let (Some(detail), Some(Class::Clone)) = (replaced, self.link.last_class()) {
             self.event("clone_suspected", format!("another device seems to use this identity: {detail}"));
         }
     }
 
-    /// A takeover whose reason names the newcomer's boot (rule 11). Our own is a connection of ours that came late. One
-    /// that takes over, is taken over by us and comes back is no reboot, however long each session was.
+    /// A takeover whose reason names the newcomer's boot (rule 11), or a close of another kind that reports one. Our own
+    /// is a connection of ours that came late. One that takes over, is taken over by us and comes back is no reboot,
+    /// however long each session was.
     fn taken_over(&mut self, class: Class, detail: &str) -> Class {
-        let boot = detail.rsplit(' ').next().unwrap_or_default();
-        // A word like any other is no nonce.
-        if class != Class::Replaced || boot.len() < 6 || !boot.contains(|c: char| c.is_ascii_digit()) {
-            return class;
-        }
-        if boot == self.boot {
-            return class;
-        }
+        let boot = match class {
+            // A word like any other is no nonce.
+            Class::Replaced => detail.rsplit(' ').next().filter(|boot| boot.len() >= 6 && has_digit(boot)),
+            _other if matches!(class, Class::Closed | Class::Protocol) => self.reported_boot(detail),
+            _other => None,
+        };
+        let Some(boot) = boot.filter(|boot| *boot != self.boot) else { return class };
         let again = self.taken_over_by.as_deref() == Some(boot);
         self.taken_over_by = Some(boot.to_owned());
-        if again { Class::Clone } else { class }
+        if again { Class::Clone } else { Class::Replaced }
+    }
+
+    /// The boot that the reason of a close names: alone, or at its end where it speaks of one. It has the shape of ours;
+    /// many a word at the end of a reason names the server's own release or trace.
+    fn reported_boot<'a>(&self, detail: &'a str) -> Option<&'a str> {
+        let (_, reason) = detail.strip_prefix("close ")?.split_once(": ")?;
+        let boot = reason.rsplit([' ', '=', ':']).next()?;
+        let like_ours = boot.len() == self.boot.len() && boot.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_meant = boot == reason || reason.to_ascii_lowercase().contains("boot");
+        (like_ours && has_digit(boot) && is_meant).then_some(boot)
     }
 
     /// The offers without the numberings that are not ours. The outbox needs a moment to draw new ones (rule 7);
@@ -647,6 +665,10 @@ impl Upstream {
             "batches are bounded"
         );
     }
+}
+
+fn has_digit(word: &str) -> bool {
+    word.bytes().any(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
