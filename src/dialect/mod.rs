@@ -17,4 +17,4 @@ mod surface;
 mod tests;
 
 pub use session::Session;
-pub use surface::{Config, Greeting, Input, LaneConfig, Output, Purpose, Timer};
+pub use surface::{Config, Greeting, InFlight, Input, LaneConfig, Output, Purpose, Timer};

@@ -6,8 +6,7 @@ use std::time::Duration;
 use super::backhaul::Backhaul;
 use super::drain::Drain;
 use super::plain::Plain;
-use super::surface::{Config, Greeting, Input, Output, Timer};
-use crate::record::{Epoch, LaneName, Seq};
+use super::surface::{Config, Greeting, InFlight, Input, Output, Timer};
 use crate::time::Instant;
 
 /// One session, from the upgrade to its end. Nothing of it outlives its connection.
@@ -108,14 +107,9 @@ impl Session {
         self.drain().poll_timeout()
     }
 
-    /// Records sent on this connection and not yet known to be acked.
-    pub fn records_in_flight(&self) -> u64 {
-        self.drain().flight().records
-    }
-
-    /// Which one it is, where it is one.
-    pub fn lone_in_flight(&self) -> Option<(LaneName, Epoch, Seq)> {
-        self.drain().lone()
+    /// What was sent on this connection and is not known to be acked.
+    pub fn in_flight(&self) -> InFlight {
+        InFlight { records: self.drain().flight().records, lone: self.drain().lone() }
     }
 
     /// So many records are still to go one at a time.

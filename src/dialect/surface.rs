@@ -87,6 +87,15 @@ pub struct Greeting {
     pub lone_records: u32,
 }
 
+/// What was sent on a connection and is not known to be acked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InFlight {
+    /// So many records.
+    pub records: u64,
+    /// Which one, where it is one.
+    pub lone: Option<(LaneName, Epoch, Seq)>,
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input<'a> {

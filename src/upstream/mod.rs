@@ -14,13 +14,13 @@ use std::sync::Arc;
 
 use crate::config::Encoding;
 use crate::dialect::message::Frame;
-use crate::dialect::{self, Greeting, Purpose, Session};
+use crate::dialect::{self, Greeting, InFlight, Purpose, Session};
 use crate::link::{self, Class, Failure, Link};
 use crate::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
 use crate::status::{LinkView, Quality};
 use crate::time::Instant;
 use cap::Cap;
-use too_large::{InFlight, TooLarge};
+use too_large::TooLarge;
 
 /// What the upstream is made of.
 #[derive(Debug, Clone)]
@@ -132,6 +132,11 @@ pub enum Input<'a> {
     CredentialsUnchanged,
     /// A credential or a certificate changed on disk, or someone asks for a reload.
     SourcesChanged,
+    /// See [`link::Input::RemedyDropped`].
+    RemedyDropped {
+        /// Its index in the configuration.
+        step: u8,
+    },
     /// Wall time has just become known.
     ClockSet,
     /// The agent is stopping.
@@ -321,7 +326,8 @@ impl Upstream {
         let bytes_per_s = self.session.as_ref().and_then(|live| live.session.bytes_per_s());
         let view = self.link.view();
         let url = view.endpoint.and_then(|index| self.endpoints.get(usize::from(index)).cloned());
-        LinkView { session, url, quality: Quality { bytes_per_s, ..view.quality }, ..view }
+        let urls = self.endpoints.clone();
+        LinkView { session, url, urls, quality: Quality { bytes_per_s, ..view.quality }, ..view }
     }
 
     /// Bytes on the wire in the last 24 hours, and whether only lanes that are exempt may add to them.
@@ -376,6 +382,7 @@ impl Upstream {
             Input::CredentialsUnchanged => self.link.handle_input(link::Input::CredentialsUnchanged, now),
             Input::SourcesChanged => self.link.handle_input(link::Input::SourcesChanged, now),
             Input::ClockSet => self.link.handle_input(link::Input::ClockSet, now),
+            Input::RemedyDropped { step } => self.link.handle_input(link::Input::RemedyDropped { step }, now),
             Input::Stop => self.link.handle_input(link::Input::Stop, now),
         }
         self.settle(now);
@@ -446,42 +453,45 @@ impl Upstream {
     }
 
     fn on_failed(&mut self, failure: Failure, now: Instant) {
-        let in_flight = match (failure.close_code, &self.session) {
-            (Some(1009), Some(live)) => {
-                Some(InFlight { records: live.session.records_in_flight(), lone: live.session.lone_in_flight() })
-            }
-            (Some(_) | None, _) => None,
-        };
+        let accepted = self.session.is_some();
+        let too_large = self.session.as_ref().filter(|_| failure.close_code == Some(1009));
+        let too_large = too_large.map(|live| live.session.in_flight());
         self.end_session();
-        if let Some((lane, epoch, seq)) = in_flight.and_then(|in_flight| self.too_large.on_too_large(in_flight)) {
-            let reason = "the far end closes with 1009 at it, each time: too big".to_owned();
-            if self.refused.insert((lane.clone(), epoch, seq)) {
-                self.event("record_rejected", format!("lane {lane}: record {seq} is refused for ever: {reason}"));
-                self.outputs.push_back(Output::Rejected { lane, epoch, seq, reason, ours: true });
-            }
+        if let Some(in_flight) = too_large {
+            self.on_too_large(in_flight);
         }
-        let replaced = (failure.class == Class::Replaced).then(|| failure.detail.clone());
-        let failure = Failure { class: self.taken_over(failure.class, &failure.detail), ..failure };
-        self.link.handle_input(link::Input::Failed(failure), now);
+        let class = if accepted { self.taken_over(failure.class, &failure.detail) } else { failure.class };
+        let replaced = matches!(class, Class::Replaced | Class::Clone).then(|| failure.detail.clone());
+        self.link.handle_input(link::Input::Failed(Failure { class, ..failure }), now);
         if let (Some(detail), Some(Class::Clone)) = (replaced, self.link.last_class()) {
             self.event("clone_suspected", format!("another device seems to use this identity: {detail}"));
         }
     }
 
-    /// A takeover whose reason names the newcomer's boot (rule 11). Our own is a connection of ours that came late. One
-    /// that takes over, is taken over by us and comes back is no reboot, however long each session was.
+    /// A takeover whose reason names the newcomer's boot (rule 11), or a close of another kind that reports one. Our own
+    /// is a connection of ours that came late. One that takes over, is taken over by us and comes back is no reboot,
+    /// however long each session was.
     fn taken_over(&mut self, class: Class, detail: &str) -> Class {
-        let boot = detail.rsplit(' ').next().unwrap_or_default();
-        // A word like any other is no nonce.
-        if class != Class::Replaced || boot.len() < 6 || !boot.contains(|c: char| c.is_ascii_digit()) {
-            return class;
-        }
-        if boot == self.boot {
-            return class;
-        }
+        let boot = match class {
+            // A word like any other is no nonce.
+            Class::Replaced => detail.rsplit(' ').next().filter(|boot| boot.len() >= 6 && has_digit(boot)),
+            _other if matches!(class, Class::Closed | Class::Protocol) => self.reported_boot(detail),
+            _other => None,
+        };
+        let Some(boot) = boot.filter(|boot| *boot != self.boot) else { return class };
         let again = self.taken_over_by.as_deref() == Some(boot);
         self.taken_over_by = Some(boot.to_owned());
-        if again { Class::Clone } else { class }
+        if again { Class::Clone } else { Class::Replaced }
+    }
+
+    /// The boot that the reason of a close names: alone, or at its end where it speaks of one. It has the shape of ours;
+    /// many a word at the end of a reason names the server's own release or trace.
+    fn reported_boot<'a>(&self, detail: &'a str) -> Option<&'a str> {
+        let (_, reason) = detail.strip_prefix("close ")?.split_once(": ")?;
+        let boot = reason.rsplit([' ', '=', ':']).next()?;
+        let like_ours = boot.len() == self.boot.len() && boot.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_meant = boot == reason || reason.to_ascii_lowercase().contains("boot");
+        (like_ours && has_digit(boot) && is_meant).then_some(boot)
     }
 
     /// The offers without the numberings that are not ours. The outbox needs a moment to draw new ones (rule 7);
@@ -610,6 +620,15 @@ impl Upstream {
         }
     }
 
+    fn on_too_large(&mut self, in_flight: InFlight) {
+        let Some((lane, epoch, seq)) = self.too_large.on_too_large(in_flight) else { return };
+        if self.refused.insert((lane.clone(), epoch, seq)) {
+            let reason = "the far end closes with 1009 at it, each time: too big".to_owned();
+            self.event("record_rejected", format!("lane {lane}: record {seq} is refused for ever: {reason}"));
+            self.outputs.push_back(Output::Rejected { lane, epoch, seq, reason, ours: true });
+        }
+    }
+
     /// One event a session, whatever the number of refusals: each of them is counted by the outbox.
     fn on_rejected(&mut self, lane: &LaneName, seq: Seq, reason: &str) {
         let Some(live) = self.session.as_mut().filter(|live| !live.refused) else { return };
@@ -674,6 +693,10 @@ impl Upstream {
             "batches are bounded"
         );
     }
+}
+
+fn has_digit(word: &str) -> bool {
+    word.bytes().any(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]

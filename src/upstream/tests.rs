@@ -355,14 +355,19 @@ fn takeovers_in_a_row_raise_an_event() {
 
 /// The classes of so many sessions that end with 4009 and one of these reasons each, none of them stable.
 fn taken_over(reasons: &[&str]) -> Vec<Option<Class>> {
+    closed(&reasons.iter().map(|reason| (4009, *reason)).collect::<Vec<_>>())
+}
+
+/// The same for any close code.
+fn closed(closes: &[(u16, &str)]) -> Vec<Option<Class>> {
     let mut script = Script::new();
-    let ended = |reason: &&str| {
+    let ended = |(code, reason): &(u16, &str)| {
         script.upgrade();
         script.welcome(0);
-        script.tell(Input::Failed(Failure::from_close(4009, reason)));
+        script.tell(Input::Failed(Failure::from_close(*code, reason)));
         script.upstream.link.last_class()
     };
-    reasons.iter().map(ended).collect()
+    closes.iter().map(ended).collect()
 }
 
 #[test]
@@ -373,6 +378,25 @@ fn a_boot_that_takes_over_again_is_a_clone_and_a_reboot_is_none() {
     assert_eq!(taken_over(&["7f3a9c01", "55aa0102"]), [once, once], "it rebooted in between");
     assert_eq!(taken_over(&["replaced", "replaced"]), [once, once], "a word is no nonce");
     assert_eq!(taken_over(&["c0ffee"; 2]), [once; 2], "our own, come late");
+}
+
+#[test]
+fn a_session_that_is_accepted_and_closed_with_another_boot_is_one_taken_over() {
+    // knolleary/pubsubclient#129: the server closes the older connection, and does not say with a code of its own why.
+    let (once, again) = (Some(Class::Replaced), Some(Class::Clone));
+    for code in [1000, 1001, 1008, 4000] {
+        assert_eq!(closed(&[(code, "a1b2c3"), (code, "a1b2c3")]), [once, again], "{code}: the same one comes back");
+        assert_eq!(closed(&[(code, "boot=a1b2c3"), (4009, "a1b2c3")]), [once, again], "{code}: whatever the code");
+        let reboots = ["newer boot a1b2c3", "newer boot a1b2c4", "newer boot a1b2c5"].map(|reason| (code, reason));
+        assert_eq!(closed(&reboots), [once, once, again], "{code}: three in a row, none of them stable");
+        assert_eq!(closed(&[(code, "c0ffee"); 3]).last(), closed(&[(code, ""); 3]).last(), "{code}: our own");
+    }
+    // What only looks like it: a release, a trace, a word. And what says something else is heard.
+    for reason in ["release 4f3a2b", "deploy 2024.10", "facade", "rebooting"] {
+        assert_eq!(closed(&[(1012, reason); 3]), [Some(Class::Closed); 3], "{reason}");
+    }
+    assert_eq!(closed(&[(1013, "a1b2c3"); 3]), [Some(Class::Overload); 3]);
+    assert_eq!(closed(&[(3000, "a1b2c3"); 3]), [Some(Class::Credentials); 3]);
 }
 
 #[test]

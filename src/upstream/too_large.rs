@@ -4,21 +4,14 @@
 //! The code names no message. So what was in flight then goes one at a time on the next connection, until the close
 //! comes with one record in flight alone.
 
+use crate::dialect::InFlight;
 use crate::record::{Epoch, LaneName, Seq};
 
 /// So often a record in flight alone is answered by 1009 before it is given up: the far end may be about to learn.
 const TRIES: u32 = 3;
 
 /// A record.
-pub(super) type Named = (LaneName, Epoch, Seq);
-
-/// What was in flight when a session ended.
-#[derive(Debug, Clone, Default)]
-pub(super) struct InFlight {
-    pub(super) records: u64,
-    /// Which one, where it was alone.
-    pub(super) lone: Option<Named>,
-}
+type Named = (LaneName, Epoch, Seq);
 
 /// What is remembered.
 #[derive(Debug, Default)]

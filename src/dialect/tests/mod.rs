@@ -371,7 +371,7 @@ fn the_window_holds_over_all_lanes_in_records_and_bytes() {
     rig.answers("b", records(1..=40, 1));
     // Twenty are left, and worth no question (a quarter of the window is).
     assert_eq!(rig.did(), ["records a 1-40", "records b 1-40"]);
-    assert_eq!(rig.session.records_in_flight(), 80);
+    assert_eq!(rig.session.in_flight().records, 80);
     rig.hears(&ack("a", 10));
     assert_eq!(rig.did(), ["acked a 10", "proved"]);
     rig.hears(&ack("a", 40));

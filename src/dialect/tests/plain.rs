@@ -59,7 +59,7 @@ fn the_upgrade_is_the_greeting_and_each_record_a_message_with_a_ping_behind_the_
     let bytes = Item::Record(Record { seq: 5, at: None, topic: "t".into(), body: Body::Bytes(vec![0, 255]) });
     plain.answers("a", vec![text(3), text(4), bytes]);
     assert_eq!(plain.did(), ["text r3", "text r4", "binary [0, 255]", "ping 1"]);
-    assert_eq!((plain.session.records_in_flight(), plain.session.progressed()), (3, false));
+    assert_eq!((plain.session.in_flight().records, plain.session.progressed()), (3, false));
     assert_eq!(plain.pong("1"), ["acked a 5", "proved"]);
     assert!(plain.session.is_idle() && plain.session.progressed());
     assert_eq!(plain.session.poll_timeout(), None);
@@ -77,7 +77,7 @@ fn a_pong_confirms_every_ping_before_it_and_one_that_nobody_asked_for_none() {
     for stray in ["", "4", "x", "-1", "18446744073709551616"] {
         assert_eq!(plain.pong(stray), [""; 0], "{stray:?}");
     }
-    assert_eq!(plain.session.records_in_flight(), 4);
+    assert_eq!(plain.session.in_flight().records, 4);
     // RFC 6455 § 5.5.3: the newest ping alone may be answered.
     assert_eq!(plain.pong("2"), ["acked a 1", "proved", "acked b 2"]);
     assert_eq!(plain.pong("2"), [""; 0]);

@@ -2,15 +2,16 @@
 //! session's business (its window), how much of it is in tungstenite's hands at once is decided here: one frame.
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tungstenite::error::Error as WsError;
 use tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tungstenite::{Message, Utf8Bytes, WebSocket};
 
-use super::failure;
 use super::wire::{Meter, Stream};
+use super::{dial, failure};
 use crate::dialect::Purpose;
 use crate::dialect::message::Frame;
 use crate::link::Failure;
@@ -79,6 +80,11 @@ pub struct Flushed {
 impl Open {
     pub(super) fn new(socket: WebSocket<Stream>, meter: Rc<Meter>) -> Self {
         Self { socket, waiting: VecDeque::new(), stuck: false, pings: Vec::new(), meter }
+    }
+
+    /// From now on the kernel waits so long for an acknowledgement of what it has sent.
+    pub fn set_silence(&self, silence: Duration) -> io::Result<()> {
+        dial::set_silence(self.socket.get_ref().tcp(), silence)
     }
 
     /// Puts a frame behind the others; it leaves with [`Open::flush`].
