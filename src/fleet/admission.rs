@@ -9,6 +9,11 @@ use crate::time::Instant;
 /// second share one number.
 const SPREAD_MS: u64 = 1_000;
 
+/// How far the virtual queue reaches, at most, in ns: no agent obeys a longer wait (`server_wait_ms_max`), so slots
+/// beyond would fall together. Who comes then begins a second round; so does one that comes again and again without
+/// waiting, instead of putting everybody else off for ever.
+const QUEUE_NS_MAX: u64 = 3_600 * 1_000_000_000;
+
 /// `Retry-After` and `Backhaul-Spread-Ms` of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TurnedAway {
@@ -54,6 +59,9 @@ impl Admission {
     pub fn turn_away(&mut self, now: Instant) -> TurnedAway {
         let now_ns = now.as_micros().saturating_mul(1000);
         self.tail_ns = self.tail_ns.max(now_ns) + self.token_ns;
+        if self.tail_ns - now_ns > QUEUE_NS_MAX {
+            self.tail_ns = now_ns + self.token_ns;
+        }
         let after_s = (self.tail_ns - now_ns) / 1_000_000_000;
         TurnedAway { after_s, spread_ms: SPREAD_MS }
     }
@@ -68,6 +76,11 @@ impl Admission {
             self.saved_ns -= self.token_ns;
         }
         may
+    }
+
+    /// A token was not needed after all.
+    pub fn give_back(&mut self) {
+        self.saved_ns = self.saved_ns.saturating_add(self.token_ns).min(self.burst_ns);
     }
 
     /// When there will be a token.

@@ -33,3 +33,24 @@ fn those_turned_away_come_back_at_exactly_the_rate() {
     let later = start + Duration::from_secs(100);
     assert_eq!((0..1_000).filter(|_| admission.admit(later).is_ok()).count(), 50);
 }
+
+#[test]
+fn the_virtual_queue_is_never_longer_than_an_hour() {
+    let start = Instant::from_micros(5_000_000);
+    let mut admission = Admission::new(2, 1, start);
+    let after: Vec<_> = (0..20_000).map(|_| admission.turn_away(start).after_s).collect();
+    assert_eq!(after[..4], [0, 1, 1, 2]);
+    assert_eq!(after.iter().max(), Some(&3600));
+    // The second round is as evenly spread as the first one.
+    assert_eq!(after[..7_200], after[7_200..14_400]);
+}
+
+#[test]
+fn a_token_that_is_given_back_is_there_again_but_never_beyond_the_burst() {
+    let start = Instant::from_micros(5_000_000);
+    let mut admission = Admission::new(1, 2, start);
+    admission.give_back();
+    assert_eq!((0..5).filter(|_| admission.take(start)).count(), 2);
+    admission.give_back();
+    assert_eq!((0..5).filter(|_| admission.take(start)).count(), 1);
+}

@@ -1,6 +1,6 @@
 //! The command line of `backhaul-receiver`: what was typed → what it means → run it. Exit codes follow sysexits.
 //!
-//! The place for later subcommands (`command`) and admission flags (`--accept-rate`, `--burst`).
+//! The place for later subcommands (`command`).
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
@@ -12,7 +12,9 @@ use std::time::Duration;
 use mio::net::TcpListener;
 use native_tls::{Identity, Protocol, TlsAcceptor};
 
+use super::door::Rate;
 use super::net::{self, Server};
+use super::restart::{self, Restart};
 use super::store::{Store, StoreError};
 use super::tokens::Tokens;
 use super::upgrade::Gate;
@@ -30,12 +32,17 @@ usage: backhaul-receiver --listen ADDR --store FILE [options]
   --tls-key FILE          its private key, PEM (PKCS#8)
   --token-file FILE       lines `device token`, or `* token` for any device;
                           without it everybody may connect as any device
-  --ping-interval-ms MS   ping a quiet session so often, drop it after three
-                          intervals of silence (default 20000, from 10)
+  --ping-interval-ms MS   ping quiet sessions, drop after three (default 20000)
+  --accept-rate R         let R connections a second in, tell the rest when to
+  --burst B               come back; after a pause B at once (default R)
+  --restart-spread S      a planned restart calls the fleet back over S seconds
+                          (default: sessions / R; without R 30)
+  --restart-gap S         and the first one after S seconds (default 2)
   --help, --version
 
 Prints `listening on ADDR:PORT` to stdout once it is ready; logs to stderr
-(RUST_LOG=debug for more). SIGTERM: commits, closes its sessions, leaves.
+(RUST_LOG=debug for more). SIGTERM or SIGUSR1 is a planned restart: it commits,
+tells each session when to come back, leaves. SIGINT: without telling.
 ";
 
 /// What was typed.
@@ -47,6 +54,10 @@ struct Typed {
     tls_key: Option<PathBuf>,
     token_file: Option<PathBuf>,
     ping_interval_ms: Option<u64>,
+    accept_rate: Option<u32>,
+    burst: Option<u32>,
+    restart_spread_s: Option<u64>,
+    restart_gap_s: Option<u64>,
 }
 
 /// What it means.
@@ -65,6 +76,8 @@ struct Options {
     tls: Option<(PathBuf, PathBuf)>,
     token_file: Option<PathBuf>,
     ping_interval: Duration,
+    accept: Option<Rate>,
+    restart: Restart,
 }
 
 /// Why the process ends, and with which code.
@@ -127,6 +140,10 @@ fn type_of(mut parser: lexopt::Parser) -> Result<Result<Typed, Meant>, lexopt::E
             Long("tls-key") => typed.tls_key = Some(parser.value()?.into()),
             Long("token-file") => typed.token_file = Some(parser.value()?.into()),
             Long("ping-interval-ms") => typed.ping_interval_ms = Some(parser.value()?.parse()?),
+            Long("accept-rate") => typed.accept_rate = Some(parser.value()?.parse()?),
+            Long("burst") => typed.burst = Some(parser.value()?.parse()?),
+            Long("restart-spread") => typed.restart_spread_s = Some(parser.value()?.parse()?),
+            Long("restart-gap") => typed.restart_gap_s = Some(parser.value()?.parse()?),
             Short('h') | Long("help") => return Ok(Err(Meant::Help)),
             Short('V') | Long("version") => return Ok(Err(Meant::Version)),
             Short(_) | Long(_) | Value(_) => return Err(argument.unexpected()),
@@ -148,9 +165,25 @@ impl Typed {
             Some(ms) if ms >= 10 => Duration::from_millis(ms),
             Some(_) => return Err("--ping-interval-ms is at least 10".into()),
         };
+        let accept = match (self.accept_rate, self.burst) {
+            (None, None) => None,
+            (None, Some(_)) => return Err("--burst needs --accept-rate".into()),
+            (Some(0), _) | (_, Some(0)) => return Err("--accept-rate and --burst are at least 1".into()),
+            (Some(rate), burst) => Some(Rate { rate, burst: burst.unwrap_or(rate) }),
+        };
+        let too_long =
+            [self.restart_spread_s, self.restart_gap_s].into_iter().flatten().any(|s| s > restart::WAIT_MAX.as_secs());
+        if too_long {
+            return Err(format!("--restart-spread and --restart-gap are at most {}", restart::WAIT_MAX.as_secs()));
+        }
+        let restart = Restart {
+            gap: self.restart_gap_s.map_or(restart::GAP_DEFAULT, Duration::from_secs),
+            spread: self.restart_spread_s.map(Duration::from_secs),
+            accept_rate: self.accept_rate,
+        };
         let listen = self.listen.ok_or("--listen is missing")?;
         let store = self.store.ok_or("--store is missing")?;
-        Ok(Options { listen, store, tls, token_file: self.token_file, ping_interval })
+        Ok(Options { listen, store, tls, token_file: self.token_file, ping_interval, accept, restart })
     }
 }
 
@@ -165,7 +198,12 @@ fn run(options: &Options) -> Result<(), Exit> {
     if options.token_file.is_none() {
         log::warn!(target: "receiver", "open to everybody: no token file");
     }
-    let settings = net::Settings { ping_interval: options.ping_interval, run: entropy::draw() as u32 };
+    let settings = net::Settings {
+        ping_interval: options.ping_interval,
+        run: entropy::draw() as u32,
+        accept: options.accept,
+        restart: options.restart,
+    };
     let listener = listen(&options.listen)?;
     let reactor = |error: io::Error| Exit::new(UNAVAILABLE, format!("reactor: {error}"));
     let server = Server::try_new(listener, tls, gate, store, settings).map_err(reactor)?;
@@ -247,8 +285,17 @@ mod tests {
             tls: Some(("c".into(), "k".into())),
             token_file: Some("t".into()),
             ping_interval: Duration::from_millis(50),
+            accept: None,
+            restart: Restart { gap: restart::GAP_DEFAULT, spread: None, accept_rate: None },
         };
         assert_eq!(typed(line).unwrap(), Meant::Run(options));
+        let herd = "--listen a:1 --store s --accept-rate 1000 --restart-spread 120 --restart-gap 0";
+        let Meant::Run(options) = typed(herd).unwrap() else { panic!("not a run") };
+        assert_eq!(options.accept, Some(Rate { rate: 1000, burst: 1000 }));
+        let spread = Some(Duration::from_secs(120));
+        assert_eq!(options.restart, Restart { gap: Duration::ZERO, spread, accept_rate: Some(1000) });
+        let Meant::Run(options) = typed(&format!("{herd} --burst 5")).unwrap() else { panic!("not a run") };
+        assert_eq!(options.accept, Some(Rate { rate: 1000, burst: 5 }));
     }
 
     #[test]
@@ -261,6 +308,11 @@ mod tests {
             ("--listen a:1 --store s --ping-interval-ms soon", "soon"),
             ("--listen a:1 --store s --frobnicate", "--frobnicate"),
             ("--listen a:1 --store s extra", "extra"),
+            ("--listen a:1 --store s --burst 5", "--accept-rate"),
+            ("--listen a:1 --store s --accept-rate 0", "at least 1"),
+            ("--listen a:1 --store s --accept-rate 5 --burst 0", "at least 1"),
+            ("--listen a:1 --store s --accept-rate many", "many"),
+            ("--listen a:1 --store s --restart-spread 3601", "at most 3600"),
         ] {
             let message = typed(line).unwrap_err();
             assert!(message.contains(word), "{line}: {message}");

@@ -18,6 +18,7 @@ use tungstenite::{Error, Message, WebSocket};
 
 use crate::dialect::codec::MESSAGE_BYTES_MAX;
 use crate::dialect::message::Frame;
+use crate::fleet::TurnedAway;
 
 use super::session::Close;
 use super::upgrade::{Admitted, Gate, Refusal};
@@ -34,6 +35,8 @@ const _: () = assert!(WRITE_BYTES_MAX > WRITE_BYTES + MESSAGE_BYTES_MAX);
 /// One connection.
 pub struct Connection {
     stage: Stage,
+    /// Whatever it asks for, the answer is no.
+    turned_away: Option<TurnedAway>,
 }
 
 /// What `poll` found.
@@ -81,13 +84,14 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// A socket just accepted; non-blocking.
-    pub fn new(socket: TcpStream, tls: Option<&TlsAcceptor>) -> Self {
+    /// A socket just accepted; non-blocking. Who is turned away is told so in answer to its request:
+    /// before TLS it could not read it.
+    pub fn new(socket: TcpStream, tls: Option<&TlsAcceptor>, turned_away: Option<TurnedAway>) -> Self {
         let stage = match tls {
             None => Stage::Asked(HandshakeMachine::start_read(Stream::new(Wire::Plain(socket)))),
             Some(acceptor) => secured(acceptor.accept(socket)).0,
         };
-        Self { stage }
+        Self { stage, turned_away }
     }
 
     /// The stage's name, for logs.
@@ -115,7 +119,7 @@ impl Connection {
     pub fn poll(&mut self, gate: &Gate) -> Event {
         let (stage, event) = match std::mem::replace(&mut self.stage, Stage::Moving) {
             Stage::Securing(middle) => secured(middle.handshake()),
-            Stage::Asked(machine) => asked(machine, gate),
+            Stage::Asked(machine) => asked(machine, gate, self.turned_away),
             Stage::Answering(machine, verdict) => answering(machine, verdict),
             Stage::Open(socket) => open(socket),
             Stage::Broken(socket) => (Stage::Broken(socket), Event::Blocked),
@@ -216,12 +220,15 @@ fn secured(result: Result<TlsStream<TcpStream>, HandshakeError<TcpStream>>) -> (
     }
 }
 
-fn asked(machine: HandshakeMachine<Stream>, gate: &Gate) -> (Stage, Event) {
+fn asked(machine: HandshakeMachine<Stream>, gate: &Gate, turned_away: Option<TurnedAway>) -> (Stage, Event) {
     match machine.single_round::<Request>() {
         Ok(RoundResult::WouldBlock(machine)) => (Stage::Asked(machine), Event::Blocked),
         Ok(RoundResult::Incomplete(machine)) => (Stage::Asked(machine), Event::Moved),
         Ok(RoundResult::StageFinished(StageResult::DoneReading { result, stream, tail })) => {
-            let verdict = gate.admit(&result).map(|admitted| (admitted, tail));
+            let verdict = match turned_away {
+                Some(word) => Err(Refusal::Unavailable(word)),
+                None => gate.admit(&result).map(|admitted| (admitted, tail)),
+            };
             let answer = match &verdict {
                 Ok((admitted, _)) => admitted.answer.clone(),
                 Err(refusal) => refusal.answer(),

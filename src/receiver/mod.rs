@@ -6,15 +6,22 @@
 //! | [`upgrade`] | who may upgrade, and with which encoding; pure |
 //! | [`tokens`] | the token file; pure |
 //! | [`store`] | SQLite: records, gaps, lanes, one transaction a turn |
+//! | [`door`] | who may come in now, and what was counted; pure |
+//! | [`restart`] | the slots of a planned restart; pure |
 //! | [`connection`] | one socket: TLS, upgrade, frames, close, as moved stages |
+//! | `peer` | one connection, and what it is to the loop |
 //! | [`net`] | the mio loop: fence, store, commit, then answer |
 //! | [`cli`] | what was typed |
 //!
-//! It knows the words and the codec of the wire protocol, and nothing of the agent.
+//! It knows the words and the codec of the wire protocol, and nothing of the agent; how it turns a fleet away is what
+//! [`crate::fleet`] plans with.
 
 pub mod cli;
 pub mod connection;
+pub mod door;
 pub mod net;
+mod peer;
+pub mod restart;
 pub mod session;
 pub mod store;
 pub mod tokens;

@@ -8,43 +8,47 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream, UnixStream};
 use mio::{Events, Interest, Poll, Token};
 use native_tls::TlsAcceptor;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tungstenite::Message;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::{flag, low_level};
+use socket2::SockRef;
 
-use crate::dialect::codec::encode;
-use crate::dialect::message::{FrameRef, ServerMessage};
+use crate::dialect::message::ServerMessage;
 use crate::shell::clock;
 use crate::time::Instant;
 
-use super::connection::{Connection, Event};
-use super::session::{Close, Greeting, Introduction, Session, Step};
+use super::connection::Connection;
+use super::door::{Counts, Door, Entry, Rate};
+use super::peer::{Peer, Place, Turn, Visit};
+use super::restart::Restart;
+use super::session::{Close, Greeting, Introduction, Session};
 use super::store::{Store, StoreError};
 use super::upgrade::Gate;
 
 /// How often a session is pinged unless the command line says otherwise: shorter than the 30 s after which the
 /// meanest carrier NATs forget a quiet connection.
 pub const PING_INTERVAL: Duration = Duration::from_secs(20);
-/// A session that was silent for so many intervals is closed.
-const SILENT_INTERVALS_MAX: u32 = 3;
 /// From the accept to `hello`; a far end that takes longer holds a descriptor for nothing.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for those that are told to come back: they hold places that others could be told at.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// From our close frame to the far end's.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// From SIGTERM to the exit.
+/// From the signal to the exit.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two lines on a herd that is turned away, at least.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// After an accept that failed for want of something (descriptors, memory).
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Reading stops and the turn commits after so long; a fifth of the second that an ack may take.
 const TURN_MAX: Duration = Duration::from_millis(200);
-/// Messages (or steps of a handshake) of one connection before the next has its turn.
-const STEPS_PER_VISIT_MAX: usize = 64;
-/// Bytes of one connection before the next has its turn.
-const BYTES_PER_VISIT_MAX: u64 = 1 << 20;
 /// New connections a turn.
 const ACCEPTS_PER_TURN_MAX: usize = 128;
 /// Descriptors kept back for the store, the log and the loop itself.
@@ -63,6 +67,10 @@ pub struct Settings {
     pub ping_interval: Duration,
     /// Random: tells the sessions of this run from those of another.
     pub run: u32,
+    /// How many may come in; `None`: all.
+    pub accept: Option<Rate>,
+    /// How it sends its sessions away.
+    pub restart: Restart,
 }
 
 /// The receiver, bound and ready to run.
@@ -70,10 +78,15 @@ pub struct Server {
     poll: Poll,
     listener: TcpListener,
     local_addr: SocketAddr,
-    /// A byte for each SIGTERM or SIGINT.
+    /// A byte for each signal.
     signals: UnixStream,
+    /// One of them was SIGINT.
+    interrupted: Arc<AtomicBool>,
     tls: Option<TlsAcceptor>,
     gate: Gate,
+    door: Door,
+    /// What was counted when the log was last told of it.
+    reported: (Instant, Counts),
     store: Store,
     settings: Settings,
     peers: HashMap<usize, Peer>,
@@ -95,50 +108,8 @@ pub struct Server {
     turn: Turn,
 }
 
-/// What the visits of one turn collect.
-#[derive(Default)]
-struct Turn {
-    /// Unix time in ms: when what comes in this turn was received.
-    now_ms: u64,
-    /// Who said `hello`, in that order.
-    greetings: Vec<(usize, Introduction)>,
-    /// From whom something was taken.
-    taken: Vec<usize>,
-}
-
-/// One connection and what it is to us.
-struct Peer {
-    connection: Connection,
-    address: SocketAddr,
-    /// From the upgrade to the close.
-    session: Option<Session>,
-    /// From `hello` on.
-    device: String,
-    /// From `welcome` on.
-    name: String,
-    /// Of the phase it is in: to `hello`, to the next ping, to the end of the close.
-    deadline: Instant,
-    /// It is in `ready`.
-    queued: bool,
-    /// [`Connection::bytes_read`] at the last ping.
-    bytes_read: u64,
-    /// Pings since the last sign of life.
-    silent_intervals: u32,
-}
-
-/// How a visit ended.
-enum Visit {
-    Blocked,
-    /// There is more, but others wait.
-    More,
-    Refused,
-    Close(Close),
-    Ended(String),
-    Failed(StoreError),
-}
-
 impl Server {
-    /// Listens and takes SIGTERM and SIGINT; raises the limit of descriptors to what the system allows.
+    /// Listens and takes SIGTERM, SIGUSR1 and SIGINT; raises the limit of descriptors to what the system allows.
     pub fn try_new(
         mut listener: TcpListener,
         tls: Option<TlsAcceptor>,
@@ -150,21 +121,29 @@ impl Server {
         poll.registry().register(&mut listener, Token(LISTENER), Interest::READABLE)?;
         let (receive, send) = std::os::unix::net::UnixStream::pair()?;
         receive.set_nonblocking(true)?;
-        signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, send.try_clone()?)?;
-        signal_hook::low_level::pipe::register(signal_hook::consts::SIGINT, send)?;
+        let interrupted = Arc::new(AtomicBool::new(false));
+        // The flag first: it is set when the byte is there.
+        flag::register(SIGINT, Arc::clone(&interrupted))?;
+        for signal in [SIGTERM, SIGUSR1, SIGINT] {
+            low_level::pipe::register(signal, send.try_clone()?)?;
+        }
         let mut signals = UnixStream::from_std(receive);
         poll.registry().register(&mut signals, Token(SIGNALS), Interest::READABLE)?;
+        let (peers_max, now) = (connections_max(), clock::now());
         Ok(Self {
             poll,
             local_addr: listener.local_addr()?,
             listener,
             signals,
+            interrupted,
+            door: Door::new(settings.accept, tls.is_some(), peers_max, now),
+            reported: (now, Counts::default()),
             tls,
             gate,
             store,
             settings,
             peers: HashMap::new(),
-            peers_max: connections_max(),
+            peers_max,
             next_peer: FIRST_PEER,
             sessions: 0,
             newest: HashMap::new(),
@@ -181,7 +160,7 @@ impl Server {
         self.local_addr
     }
 
-    /// Runs until SIGTERM or SIGINT; then everything taken is committed and every session told.
+    /// Runs until a signal; then everything taken is committed and every session told.
     pub fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
         log::info!(target: "receiver", "listening address={} connections_max={}", self.local_addr, self.peers_max);
@@ -190,13 +169,18 @@ impl Server {
             self.turn.now_ms = clock::wall_ms();
             let now = clock::now();
             self.accept(now);
+            self.report(now);
             let settled = self.visit_ready(now).and_then(|()| self.settle(now));
             if let Err(error) = settled {
                 self.on_store_error(&error, now);
             }
             self.handle_deadlines(clock::now());
         }
-        log::info!(target: "receiver", "leaving sessions={}", self.sessions);
+        let Counts { attempts, refused, dropped } = self.door.counts();
+        log::info!(
+            target: "receiver",
+            "leaving sessions={} attempts={attempts} refused={refused} dropped={dropped}", self.sessions
+        );
         Ok(())
     }
 
@@ -236,13 +220,33 @@ impl Server {
         if self.leave_by.is_some() {
             return;
         }
-        log::info!(target: "receiver", "told to leave sessions={}", self.newest.len());
-        self.leave_by = Some(now + LEAVE_TIMEOUT);
         self.accepting = false;
         // Between two turns all that was taken is committed and acked.
-        let peers: Vec<usize> = self.peers.keys().copied().collect();
+        let mut peers: Vec<usize> = self.peers.keys().copied().collect();
+        peers.sort_unstable();
+        if self.interrupted.load(Ordering::Relaxed) {
+            log::info!(target: "receiver", "interrupted sessions={}", self.newest.len());
+        } else {
+            self.send_slots(&peers);
+        }
         for id in peers {
             self.close(id, &Close::new(1001, "the receiver leaves"), now);
+        }
+        // To tell a big fleet takes a while itself.
+        self.leave_by = Some(clock::now() + LEAVE_TIMEOUT);
+    }
+
+    /// Each session, in the order in which they came, learns when to come back.
+    fn send_slots(&mut self, peers: &[usize]) {
+        let is_up =
+            |id: &usize| self.peers.get(id).is_some_and(|peer| peer.session.as_ref().is_some_and(Session::is_up));
+        let sessions: Vec<usize> = peers.iter().copied().filter(is_up).collect();
+        log::info!(target: "receiver", "told to leave sessions={}", sessions.len());
+        for (id, after_ms) in sessions.iter().zip(self.settings.restart.slots_ms(sessions.len())) {
+            let retry = ServerMessage::Retry { after_ms, spread_ms: 0, endpoint: None };
+            if let Some(Err(why)) = self.peers.get_mut(id).map(|peer| peer.send(&retry)) {
+                self.remove(*id, &why);
+            }
         }
     }
 
@@ -266,32 +270,49 @@ impl Server {
     }
 
     fn admit(&mut self, mut socket: TcpStream, address: SocketAddr, now: Instant) {
+        let (turned_away, place, timeout) = match self.door.handle_knock(now) {
+            Entry::Come => (None, Place::Reserved, HANDSHAKE_TIMEOUT),
+            Entry::Wait(word) => (Some(word), Place::Refused, REFUSAL_TIMEOUT),
+            Entry::Drop => {
+                // Reset, so that nothing of it stays; where that fails it is closed, no more.
+                let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+                return;
+            }
+        };
         let id = self.next_peer;
         self.next_peer += 1;
         // Both interests, once and for life: every stage is driven by whatever becomes ready.
         let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self.poll.registry().register(&mut socket, Token(id), interest) {
-            log::warn!(target: "receiver", "cannot watch address={address} error={error}");
-            return;
-        }
+        let watched = self.poll.registry().register(&mut socket, Token(id), interest);
         // Acks are small and someone waits for them; where it fails they are merely later.
         let _ = socket.set_nodelay(true);
         log::debug!(target: "receiver", "accepted peer={id} address={address}");
-        let deadline = now + HANDSHAKE_TIMEOUT;
-        let peer = Peer {
-            connection: Connection::new(socket, self.tls.as_ref()),
-            address,
-            session: None,
-            device: String::new(),
-            name: String::new(),
-            deadline,
-            queued: false,
-            bytes_read: 0,
-            silent_intervals: 0,
-        };
-        self.peers.insert(id, peer);
+        let deadline = now + timeout;
+        let connection = Connection::new(socket, self.tls.as_ref(), turned_away);
+        self.peers.insert(id, Peer::new(connection, address, place, deadline));
         self.deadlines.insert((deadline, id));
-        self.queue(id);
+        match watched {
+            Ok(()) => self.queue(id),
+            Err(error) => {
+                log::warn!(target: "receiver", "cannot watch address={address} error={error}");
+                self.remove(id, "it cannot be watched");
+            }
+        }
+    }
+
+    /// Tells the log of a herd, once a second at most.
+    fn report(&mut self, now: Instant) {
+        let (at, before) = self.reported;
+        let counts = self.door.counts();
+        if (counts.refused, counts.dropped) == (before.refused, before.dropped) || now.since(at) < REPORT_INTERVAL {
+            return;
+        }
+        self.reported = (now, counts);
+        log::info!(
+            target: "receiver",
+            "over the rate refused={} dropped={} queue_ms={} sessions={}",
+            counts.refused - before.refused, counts.dropped - before.dropped, self.door.queue_ms(now), self.newest.len()
+        );
     }
 
     /// Visits each peer that was ready when the turn began, as far as time allows.
@@ -304,6 +325,10 @@ impl Server {
                 Visit::Blocked => {}
                 Visit::More => self.queue(id),
                 Visit::Refused => {
+                    if peer.place == Place::Reserved {
+                        peer.place = Place::Used;
+                        self.door.handle_stranger();
+                    }
                     self.set_deadline(id, now + CLOSE_TIMEOUT);
                     self.queue(id);
                 }
@@ -398,6 +423,11 @@ impl Server {
     fn remove(&mut self, id: usize, why: &str) {
         let Some(peer) = self.peers.remove(&id) else { return };
         self.deadlines.remove(&(peer.deadline, id));
+        match peer.place {
+            Place::Reserved => self.door.handle_stranger(),
+            Place::Refused => self.door.handle_refused_gone(),
+            Place::Used => {}
+        }
         if self.newest.get(&peer.device) == Some(&id) {
             self.newest.remove(&peer.device);
         }
@@ -453,89 +483,6 @@ impl Server {
                 Err(why) => self.remove(id, &why),
             }
         }
-    }
-}
-
-impl Peer {
-    /// Takes what the connection brings, up to a bound.
-    fn visit(&mut self, id: usize, gate: &Gate, store: &mut Store, turn: &mut Turn) -> Visit {
-        let bytes_before = self.connection.bytes_read();
-        for _ in 0..STEPS_PER_VISIT_MAX {
-            if self.connection.bytes_read().saturating_sub(bytes_before) >= BYTES_PER_VISIT_MAX {
-                break;
-            }
-            match self.connection.poll(gate) {
-                Event::Blocked => return Visit::Blocked,
-                Event::Moved => {}
-                Event::Opened(admitted) => self.session = Some(Session::new(admitted.encoding, admitted.grant)),
-                Event::Refused(refusal) => {
-                    log::info!(target: "receiver", "refused address={} status={:?}", self.address, refusal.status());
-                    return Visit::Refused;
-                }
-                Event::Broken(close) => return Visit::Close(close),
-                Event::Ended(why) => return Visit::Ended(why),
-                Event::Data(message) => match self.on_data(id, &message, store, turn) {
-                    Ok(()) => {}
-                    Err(visit) => return visit,
-                },
-            }
-        }
-        Visit::More
-    }
-
-    fn on_data(&mut self, id: usize, message: &Message, store: &mut Store, turn: &mut Turn) -> Result<(), Visit> {
-        let frame = match message {
-            Message::Text(text) => FrameRef::Text(text.as_str()),
-            Message::Binary(bytes) => FrameRef::Binary(bytes),
-            Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => return Ok(()),
-        };
-        let Some(session) = &mut self.session else { return Ok(()) };
-        let put = match session.handle_frame(&frame).map_err(Visit::Close)? {
-            Step::Ignore => return Ok(()),
-            Step::Greet(introduction) => {
-                self.device = introduction.device.clone();
-                turn.greetings.push((id, introduction));
-                return Ok(());
-            }
-            Step::Store { lane, epoch, records } => {
-                log::trace!(target: "receiver", "records device={:?} lane={lane} count={}", self.device, records.len());
-                store.put_records(&self.device, &lane, epoch, &records, turn.now_ms)
-            }
-            Step::Lose { lane, epoch, from, to, lost } => {
-                log::info!(target: "receiver", "gap device={:?} lane={lane} epoch={epoch} from={from} to={to}", self.device);
-                store.put_gap(&self.device, (&lane, epoch), (from, to), &lost, turn.now_ms)
-            }
-        };
-        put.map_err(Visit::Failed)?;
-        if turn.taken.last() != Some(&id) {
-            turn.taken.push(id);
-        }
-        Ok(())
-    }
-
-    fn send(&mut self, message: &ServerMessage) -> Result<(), String> {
-        let Some(session) = &self.session else { return Ok(()) };
-        self.connection.send(encode(message, session.encoding()))
-    }
-
-    /// Acks all that was taken from it; the caller has committed.
-    fn send_acks(&mut self) -> Result<(), String> {
-        while let Some(ack) = self.session.as_mut().and_then(Session::poll_ack) {
-            self.send(&ack)?;
-        }
-        self.connection.flush()
-    }
-
-    /// An interval has passed. Counted, not measured: a loop that was itself asleep must not blame its peers.
-    fn ping(&mut self) -> Result<(), String> {
-        let bytes_read = self.connection.bytes_read();
-        self.silent_intervals = if bytes_read == self.bytes_read { self.silent_intervals + 1 } else { 0 };
-        self.bytes_read = bytes_read;
-        if self.silent_intervals >= SILENT_INTERVALS_MAX {
-            self.connection.close(&Close::new(1001, "silent for three intervals"));
-            return Err(format!("silent for {SILENT_INTERVALS_MAX} intervals"));
-        }
-        self.connection.ping()
     }
 }
 

@@ -1,13 +1,13 @@
 //! Who may upgrade, and with which encoding (RFC 6455 § 4.2; protocol rule 11). Pure: a request in, an answer out.
-//!
-//! The place for later refusals that come before the upgrade (429 and 503 with `Retry-After`).
 
+use std::borrow::Cow;
 use std::fmt;
 
 use tungstenite::handshake::server::{Request, create_response, write_response};
 use tungstenite::http::header::{AUTHORIZATION, HeaderMap, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 
 use crate::config::Encoding;
+use crate::fleet::TurnedAway;
 
 use super::tokens::{Grant, Tokens};
 
@@ -33,6 +33,8 @@ pub enum Refusal {
     Unauthorized,
     /// Not a WebSocket upgrade, or no encoding that we know.
     UpgradeRequired,
+    /// Over the rate.
+    Unavailable(TurnedAway),
 }
 
 impl Refusal {
@@ -41,15 +43,19 @@ impl Refusal {
         match self {
             Self::Unauthorized => "401 Unauthorized",
             Self::UpgradeRequired => "426 Upgrade Required",
+            Self::Unavailable(_) => "503 Service Unavailable",
         }
     }
 
     /// The answer, as bytes on the wire.
     pub fn answer(self) -> Vec<u8> {
-        let (header, body) = match self {
-            Self::Unauthorized => ("WWW-Authenticate: Bearer", "a known bearer token is required\n"),
+        let (header, body): (Cow<'_, str>, _) = match self {
+            Self::Unauthorized => ("WWW-Authenticate: Bearer".into(), "a known bearer token is required\n"),
             Self::UpgradeRequired => {
-                ("Upgrade: websocket", "a WebSocket of backhaul.v1.postcard or backhaul.v1.json is required\n")
+                ("Upgrade: websocket".into(), "a WebSocket of backhaul.v1.postcard or backhaul.v1.json is required\n")
+            }
+            Self::Unavailable(TurnedAway { after_s, spread_ms }) => {
+                (format!("Retry-After: {after_s}\r\nBackhaul-Spread-Ms: {spread_ms}").into(), "")
             }
         };
         let status = self.status();

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Row};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::producer::Producer;
-use super::{DEADLINE, free_port, mortal_through, program, tail, wait_until};
+use super::{DEADLINE, free_port, mortal_through, program, tail, wait_for, wait_until};
 
 /// A row of `records`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,7 @@ pub struct Receiver {
     out: PathBuf,
     log: PathBuf,
     tls: Option<(PathBuf, PathBuf)>,
+    flags: Vec<String>,
     child: Option<Child>,
 }
 
@@ -57,6 +59,7 @@ impl Receiver {
             out: dir.join("receiver.out"),
             log: dir.join("receiver.log"),
             tls: None,
+            flags: Vec::new(),
             child: None,
         }
     }
@@ -64,6 +67,11 @@ impl Receiver {
     /// From the next start on with this certificate and key.
     pub fn set_tls(&mut self, cert: &Path, key: &Path) {
         self.tls = Some((cert.into(), key.into()));
+    }
+
+    /// From the next start on with these flags, too.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     }
 
     /// From the next start on it listens on this host and is run by this command.
@@ -92,7 +100,7 @@ impl Receiver {
         if let Some((cert, key)) = &self.tls {
             command.arg("--tls-cert").arg(cert).arg("--tls-key").arg(key);
         }
-        command.stdin(Stdio::null()).stdout(out).stderr(log);
+        command.args(&self.flags).stdin(Stdio::null()).stdout(out).stderr(log);
         let child = command.spawn();
         self.child = Some(child.unwrap_or_else(|error| panic!("{}: {error}", program("backhaul-receiver").display())));
     }
@@ -115,6 +123,15 @@ impl Receiver {
         let mut child = self.child.take().expect("asserted to run");
         child.kill().expect("our own child can be killed");
         child.wait().expect("our own child can be waited for");
+    }
+
+    /// Sends it a signal that ends it, and waits for that.
+    #[track_caller]
+    pub fn leave(&mut self, signal: Signal) -> ExitStatus {
+        self.assert_runs();
+        let mut child = self.child.take().expect("asserted to run");
+        kill_process(Pid::from_child(&child), signal).expect("our own child takes a signal");
+        wait_for(DEADLINE, "the receiver leaves", || child.try_wait().expect("our own child can be waited for"))
     }
 
     /// # Panics

@@ -1,293 +1,30 @@
 //! The real `backhaul-receiver` on a real socket, told by a client written here: protocol rules 1 to 4, 10 and 11,
-//! kills, TLS, tokens and a crowd. Waits for events with generous deadlines, never for time to pass.
+//! kills, TLS, tokens and a crowd; and, in files of their own, admission and planned restarts. Waits for events with generous deadlines, never for time to pass.
 
 #![cfg(feature = "receiver")]
 #![expect(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "tests")]
 
-#[path = "support/temp_dir.rs"]
-mod temp_dir;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "each test takes what it needs of the rig")]
+mod support;
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod admission;
+mod nginx;
+mod restart;
+mod rig;
+
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Instant;
 
 use backhaul::config::Encoding;
-use backhaul::dialect::codec::{decode, encode};
-use backhaul::dialect::message::{AgentMessage, Frame, FrameRef, Hello, HelloLane, Lost, ServerMessage, Welcome};
-use backhaul::record::{Body, Epoch, LaneName, Record, Seq};
-use rusqlite::{Connection, OpenFlags};
-use temp_dir::TempDir;
-use tungstenite::client::IntoClientRequest;
-use tungstenite::http::HeaderValue;
-use tungstenite::protocol::CloseFrame;
-use tungstenite::{Error, HandshakeError, Message, WebSocket};
-
-/// Far beyond what anything here takes, also on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-// ---- the receiver ------------------------------------------------------------------------------------------------
-
-/// A folder that goes when the test does.
-struct Folder(TempDir);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        Self(TempDir::new(&format!("receiver-{name}")))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    fn store(&self) -> PathBuf {
-        self.path("store.db")
-    }
-
-    fn write(&self, name: &str, text: &str) -> PathBuf {
-        std::fs::write(self.path(name), text).unwrap();
-        self.path(name)
-    }
-
-    /// The store as anybody else sees it.
-    fn sqlite(&self) -> Connection {
-        Connection::open_with_flags(self.store(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
-    }
-
-    /// (seq, body) of a device in the order of the table, all lanes and epochs.
-    fn records(&self, device: &str) -> Vec<(Seq, String)> {
-        let sqlite = self.sqlite();
-        let mut select = sqlite.prepare("SELECT seq, body FROM records WHERE device = ?1").unwrap();
-        let row = |row: &rusqlite::Row<'_>| {
-            let body: Vec<u8> = row.get(1)?;
-            Ok((row.get::<_, i64>(0)? as Seq, String::from_utf8(body).unwrap()))
-        };
-        select.query_map([device], row).unwrap().map(Result::unwrap).collect()
-    }
-
-    fn seqs(&self, device: &str) -> Vec<Seq> {
-        self.records(device).into_iter().map(|(seq, _)| seq).collect()
-    }
-
-    fn count(&self, sql: &str) -> i64 {
-        self.sqlite().query_row(sql, [], |row| row.get(0)).unwrap()
-    }
-}
-
-struct Receiver {
-    child: Child,
-    address: String,
-    /// It was told to go; otherwise it must still be there at the end.
-    left: bool,
-}
-
-impl Receiver {
-    fn start(folder: &Folder, extra: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_backhaul-receiver"))
-            .args(["--listen", "127.0.0.1:0", "--store"])
-            .arg(folder.store())
-            .args(extra)
-            .env("RUST_LOG", "warn")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("said {line:?}")).into();
-        Self { child, address, left: false }
-    }
-
-    /// Power off, as far as a process can feel it.
-    fn kill(mut self) {
-        self.left = true;
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn terminate(&self) {
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        let begin = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                self.left = true;
-                return status;
-            }
-            assert!(begin.elapsed() < PATIENCE, "the receiver does not leave");
-            std::thread::yield_now();
-        }
-    }
-}
-
-impl Drop for Receiver {
-    fn drop(&mut self) {
-        let ended = self.child.try_wait();
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if !self.left && !std::thread::panicking() {
-            assert!(matches!(ended, Ok(None)), "the receiver fell over: {ended:?}");
-        }
-    }
-}
-
-// ---- the client --------------------------------------------------------------------------------------------------
-
-trait Wire: Read + Write {}
-impl<T: Read + Write> Wire for T {}
-
-struct Client {
-    socket: WebSocket<Box<dyn Wire>>,
-    encoding: Encoding,
-}
-
-struct Knock<'a> {
-    address: &'a str,
-    offers: &'a str,
-    token: Option<&'a str>,
-    /// Trust this certificate; none: no TLS.
-    tls: Option<&'a Path>,
-}
-
-impl<'a> Knock<'a> {
-    fn at(receiver: &'a Receiver) -> Self {
-        Self { address: &receiver.address, offers: "backhaul.v1.postcard, backhaul.v1.json", token: None, tls: None }
-    }
-
-    /// The client, or the HTTP status of the refusal.
-    fn try_open(self) -> Result<Client, u16> {
-        let tcp = TcpStream::connect(self.address).unwrap();
-        tcp.set_read_timeout(Some(PATIENCE)).unwrap();
-        tcp.set_nodelay(true).unwrap();
-        let wire: Box<dyn Wire> = match self.tls {
-            None => Box::new(tcp),
-            Some(cert) => {
-                let pem = std::fs::read(cert).unwrap();
-                let certificate = native_tls::Certificate::from_pem(&pem).unwrap();
-                let connector = native_tls::TlsConnector::builder().add_root_certificate(certificate).build().unwrap();
-                Box::new(connector.connect("localhost", tcp).unwrap())
-            }
-        };
-        let mut request = format!("ws://{}/any/path?x=1", self.address).into_client_request().unwrap();
-        if !self.offers.is_empty() {
-            request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_str(self.offers).unwrap());
-        }
-        if let Some(token) = self.token {
-            let bearer = HeaderValue::from_str(&format!("Bearer {token}")).unwrap();
-            request.headers_mut().insert("Authorization", bearer);
-        }
-        match tungstenite::client(request, wire) {
-            Ok((socket, response)) => {
-                let picked = response.headers()["Sec-WebSocket-Protocol"].to_str().unwrap();
-                let known = [Encoding::Postcard, Encoding::Json].into_iter().find(|known| known.token() == picked);
-                Ok(Client { socket, encoding: known.unwrap() })
-            }
-            Err(HandshakeError::Failure(Error::Http(response))) => Err(response.status().as_u16()),
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    fn open(self) -> Client {
-        self.try_open().unwrap_or_else(|status| panic!("refused with {status}"))
-    }
-}
-
-impl Client {
-    fn send(&mut self, message: &AgentMessage) {
-        let message = match encode(message, self.encoding) {
-            Frame::Text(text) => Message::text(text),
-            Frame::Binary(bytes) => Message::binary(bytes),
-        };
-        self.socket.send(message).unwrap();
-    }
-
-    fn next(&mut self) -> Message {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            assert!(Instant::now() < deadline, "nothing but pings");
-            match self.socket.read().unwrap() {
-                Message::Ping(_) | Message::Pong(_) => {}
-                message => return message,
-            }
-        }
-    }
-
-    fn next_message(&mut self) -> ServerMessage {
-        let message = self.next();
-        let frame = match &message {
-            Message::Text(text) => FrameRef::Text(text.as_str()),
-            Message::Binary(bytes) => FrameRef::Binary(bytes),
-            other => panic!("not data: {other:?}"),
-        };
-        decode(&frame).unwrap().unwrap()
-    }
-
-    /// Reads up to the close frame; data before it is passed over.
-    fn closed(&mut self) -> CloseFrame {
-        loop {
-            if let Message::Close(frame) = self.next() {
-                return frame.unwrap();
-            }
-        }
-    }
-
-    fn hello(&mut self, device: &str, boot: &str, lanes: &[(&str, Epoch)]) -> Welcome {
-        self.send(&hello(device, boot, lanes));
-        match self.next_message() {
-            ServerMessage::Welcome(welcome) => welcome,
-            other => panic!("not a welcome: {other:?}"),
-        }
-    }
-
-    fn ack(&mut self) -> (String, Epoch, Seq) {
-        match self.next_message() {
-            ServerMessage::Ack { lane, epoch, seq } => (lane.to_string(), epoch, seq),
-            other => panic!("not an ack: {other:?}"),
-        }
-    }
-
-    /// Reads acks until everything up to `seq` is acked; they must rise.
-    fn acked_up_to(&mut self, seq: Seq) {
-        let mut last = 0;
-        while last < seq {
-            let (_, _, acked) = self.ack();
-            assert!(acked > last, "an ack of {acked} after one of {last}");
-            last = acked;
-        }
-        assert_eq!(last, seq);
-    }
-}
-
-fn lane(name: &str) -> LaneName {
-    LaneName::try_new(name).unwrap()
-}
-
-fn hello(device: &str, boot: &str, lanes: &[(&str, Epoch)]) -> AgentMessage {
-    let offers = lanes.iter().map(|(name, epoch)| HelloLane { lane: lane(name), epoch: *epoch, first: 1, next: 1 });
-    AgentMessage::Hello(Hello {
-        device: device.into(),
-        agent: "test/1".into(),
-        boot: boot.into(),
-        features: vec![],
-        lanes: offers.collect(),
-        commands: None,
-        last: None,
-    })
-}
-
-fn records(name: &str, epoch: Epoch, seqs: impl IntoIterator<Item = Seq>) -> AgentMessage {
-    let record =
-        |seq| Record { seq, at: Some(seq), topic: "t".into(), body: Body::Text(format!("{name}{epoch}:{seq}")) };
-    AgentMessage::Records { lane: lane(name), epoch, records: seqs.into_iter().map(record).collect() }
-}
-
-fn acked(welcome: &Welcome) -> Vec<(String, Epoch, Seq)> {
-    welcome.acked.iter().map(|acked| (acked.lane.to_string(), acked.epoch, acked.seq)).collect()
-}
+use backhaul::dialect::codec::encode;
+use backhaul::dialect::message::{AgentMessage, Frame, Lost};
+use backhaul::record::{Body, Record, Seq};
+use rig::{Client, Folder, Knock, PATIENCE, Receiver, acked, hello, lane, records};
+use rustix::process::Signal;
+use tungstenite::Message;
 
 // ---- storing -----------------------------------------------------------------------------------------------------
 
@@ -438,7 +175,7 @@ fn sigterm_commits_says_goodbye_and_leaves() {
     client.send(&records("a", 7, 1..=9));
     client.acked_up_to(9);
     let begin = Instant::now();
-    receiver.terminate();
+    receiver.signal(Signal::TERM);
     assert_eq!(u16::from(client.closed().code), 1001);
     assert!(receiver.wait().success());
     assert!(begin.elapsed() < PATIENCE);
@@ -667,16 +404,7 @@ fn a_thief_with_the_token_of_another_device_does_not_take_over_its_session() {
 #[test]
 fn speaks_tls_and_bears_who_does_not() {
     let folder = Folder::new("tls");
-    let (cert, key) = (folder.path("cert.pem"), folder.path("key.pem"));
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout"])
-        .arg(&key)
-        .arg("-out")
-        .arg(&cert)
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (cert, key) = folder.certificate();
     let flags = ["--tls-cert", cert.to_str().unwrap(), "--tls-key", key.to_str().unwrap()];
     let receiver = Receiver::start(&folder, &flags);
 
