@@ -94,7 +94,19 @@ pub struct Receiver {
 
 impl Receiver {
     pub fn start(folder: &Folder, extra: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_backhaul-receiver"))
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_backhaul-receiver")), folder, extra)
+    }
+
+    /// With so many descriptors and no more.
+    pub fn start_with(descriptors: u32, folder: &Folder, extra: &[&str]) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {descriptors}; exec \"$@\""), "sh"]);
+        shell.arg(env!("CARGO_BIN_EXE_backhaul-receiver"));
+        Self::start_by(shell, folder, extra)
+    }
+
+    fn start_by(mut command: Command, folder: &Folder, extra: &[&str]) -> Self {
+        let mut child = command
             .args(["--listen", "127.0.0.1:0", "--store"])
             .arg(folder.store())
             .args(extra)
