@@ -57,9 +57,15 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// The configuration's defaults, with one endpoint that speaks TLS.
+    /// The configuration's defaults.
     fn default() -> Self {
-        let upstream = Upstream::default();
+        Self::from(&Upstream::default())
+    }
+}
+
+impl From<&Upstream> for Config {
+    /// With one endpoint that speaks TLS, and no remedies.
+    fn from(upstream: &Upstream) -> Self {
         Self {
             reconnect: upstream.reconnect,
             heartbeat: upstream.heartbeat,

@@ -466,8 +466,8 @@ impl Reactor {
                 if flushed.shrank {
                     self.tell(Input::Received);
                 }
-                if flushed.ping {
-                    self.tell(Input::PingFlushed);
+                for counter in flushed.pings {
+                    self.tell(Input::PingFlushed(counter));
                 }
             }
             Err(failure) => self.fail(failure),

@@ -40,7 +40,7 @@ impl Reactor {
             Output::Ping { counter } => {
                 if let Transport::Open(open) = &mut self.transport {
                     match counter {
-                        Some(counter) => open.ping_behind(counter.to_string()),
+                        Some(counter) => open.ping_behind(counter),
                         None => open.ping()?,
                     }
                 }
