@@ -10,7 +10,7 @@ NEED = sh deploy/need
 # What `make long` runs, in this order; each is a target of its own.
 LONG = soak-long powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
 
-.PHONY: all build demo test powercut powercut-long mutants hostile soak soak-long long rot-long fuzz-long kill-long cuts-long model-long \
+.PHONY: all build demo test powercut powercut-long mutants herd hostile soak soak-long long rot-long fuzz-long kill-long cuts-long model-long \
 	mutants-long bench-outbox bench-agent lint install clean FORCE
 
 all: build
@@ -48,6 +48,11 @@ powercut-long:
 mutants:
 	@$(NEED) pkg-config libssl-dev
 	$(CARGO) test --profile powercut --features mutants --test mutants -- --nocapture
+
+# The herd: 100,000 links in virtual time.
+herd:
+	@$(NEED) pkg-config libssl-dev
+	$(CARGO) test --profile powercut --test herd -- --nocapture
 
 # Hostile folders, IMAGES of them; about a minute on two cores.
 IMAGES ?= 160000

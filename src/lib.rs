@@ -13,6 +13,7 @@
 //! | [`dialect`] | core | what is said over it: the wire protocol `backhaul.v1` |
 //! | [`upstream`] | core | link and dialect wired together |
 //! | [`outbox`] | core, over a small disk trait | records on flash: lane, segment, batch, recovery |
+//! | [`fleet`] | core | many links in virtual time: the planner, and the herd's contract |
 //! | [`status`] | core | the snapshot that `status` shows |
 //! | [`shell`] | shell | threads, sockets, files, clocks |
 //! | [`agent`] | shell | starts, supervises and stops the threads |
@@ -24,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod dialect;
 pub mod exit;
+pub mod fleet;
 pub mod link;
 pub mod outbox;
 #[cfg(feature = "receiver")]

@@ -83,6 +83,30 @@ pub struct Link {
     /// Of the certificates in use (ours, and the server's) the one that ends first; null without TLS.
     #[serde(default)]
     pub certificate: Option<Certificate>,
+    /// All endpoints, in order of preference.
+    #[serde(default)]
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One of the endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Its URL.
+    pub url: String,
+    /// `closed`: it is tried as it comes; `open`: it has failed, others are tried first; `half_open`: it has one attempt
+    /// to show that it works again.
+    pub breaker: String,
+    /// How long it is still open; null while it is not.
+    pub open_ms: Option<u64>,
+}
+
+/// The breaker of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerView {
+    /// `closed`, `open` or `half_open`.
+    pub state: &'static str,
+    /// How long it is open.
+    pub until: Option<Instant>,
 }
 
 /// A certificate's end.
@@ -397,6 +421,10 @@ pub struct LinkView {
     pub endpoint: Option<u8>,
     /// Its URL.
     pub url: Option<String>,
+    /// The breaker of each endpoint.
+    pub breakers: Vec<BreakerView>,
+    /// The URL of each endpoint.
+    pub urls: Vec<String>,
     /// The session's name as the server gave it, while it is up.
     pub session: Option<String>,
     /// Sessions greeted since the process started.
@@ -447,7 +475,15 @@ impl LinkView {
             quality: self.quality,
             clock: if clock_set { "set" } else { "unset" }.into(),
             certificate: None,
+            endpoints: self.urls.iter().zip(&self.breakers).map(|(url, breaker)| breaker.status(url, now)).collect(),
         }
+    }
+}
+
+impl BreakerView {
+    fn status(&self, url: &str, now: Instant) -> Endpoint {
+        let open_ms = self.until.map(|until| until.since(now).as_millis() as u64);
+        Endpoint { url: url.into(), breaker: self.state.into(), open_ms }
     }
 }
 

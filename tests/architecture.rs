@@ -9,8 +9,16 @@ use std::path::{Path, PathBuf};
 use std::vec::IntoIter;
 
 /// The half that decides.
-const CORE: &[&str] =
-    &["src/link", "src/dialect", "src/outbox", "src/record.rs", "src/time.rs", "src/upstream", "src/status.rs"];
+const CORE: &[&str] = &[
+    "src/link",
+    "src/dialect",
+    "src/fleet",
+    "src/outbox",
+    "src/record.rs",
+    "src/time.rs",
+    "src/upstream",
+    "src/status.rs",
+];
 
 /// What the core may not name, and why.
 const PERFORMS: &[(&str, &str)] = &[
@@ -47,6 +55,7 @@ const PERFORMS: &[(&str, &str)] = &[
 const LAYERS: &[(&str, &[&str])] = &[
     ("src/link", &["crate::dialect", "crate::outbox", "crate::upstream"]),
     ("src/dialect", &["crate::outbox", "crate::upstream"]),
+    ("src/fleet", &["crate::dialect", "crate::outbox", "crate::upstream"]),
     ("src/outbox", &["crate::dialect", "crate::link", "crate::upstream"]),
     ("src/shell", &["crate::agent", "crate::cli", "crate::receiver"]),
     ("src/config", &["crate::agent", "crate::cli", "crate::receiver", "crate::link", "crate::dialect"]),

@@ -52,6 +52,32 @@ fn clock_of(status: &Value) -> &str {
     status["link"]["clock"].as_str().unwrap()
 }
 
+/// An agent that is not started yet and whose clock will be behind its files, and a server that takes no session.
+struct Site {
+    agent: Agent,
+    server: FaultServer,
+    config: Config,
+    dir: TempDir,
+}
+
+impl Site {
+    fn new(name: &str) -> Self {
+        let (dir, server) = (TempDir::new(name), FaultServer::new());
+        server.set(AWAY);
+        let config = agent::quick(&dir, &server.url());
+        touch(&dir.join("backoff"), HOUR);
+        let agent = Agent::new(&dir, &config);
+        Self { agent, server, config, dir }
+    }
+}
+
+/// Starts it and waits until its clock is like this; a producer for its records.
+fn start(agent: &mut Agent, clock: &str) -> Producer {
+    agent.start();
+    agent.wait_status(&format!("the clock is {clock}"), |status| clock_of(status) == clock);
+    Producer::new(agent.socket(), None)
+}
+
 /// Puts a record; when that was, in Unix ms: not before, and not after.
 fn put(producer: &mut Producer, body: &str) -> (u64, u64) {
     let before = clock::wall_ms();
@@ -120,30 +146,20 @@ fn the_clock_is_set_from_the_newest_file_on_and_a_watch_says_when() {
 // balena-os/balena-supervisor#488: what happened before the time was known was stamped with nonsense.
 #[test]
 fn records_of_an_unset_clock_are_stamped_once_it_is_set_even_by_a_later_process_of_the_boot() {
-    let (dir, server) = (TempDir::new("restamp"), FaultServer::new());
-    server.set(AWAY);
-    let config = agent::quick(&dir, &server.url());
-    touch(&dir.join("backoff"), HOUR);
-    let mut agent = Agent::new(&dir, &config);
-    agent.start();
-    agent.wait_status("the clock is unset", |status| clock_of(status) == "unset");
-    let mut producer = Producer::new(agent.socket(), None);
+    let Site { dir, server, config, mut agent } = Site::new("restamp");
+    let mut producer = start(&mut agent, "unset");
     let mut expected = vec![put(&mut producer, "first"), put(&mut producer, "second")];
     agent.kill9();
 
     touch_outbox(&config, HOUR);
-    agent.start();
-    agent.wait_status("the clock is still unset", |status| clock_of(status) == "unset");
-    let mut producer = Producer::new(agent.socket(), None);
+    let mut producer = start(&mut agent, "unset");
     expected.push(put(&mut producer, "third"));
     agent.kill9();
 
     // It will be set in a moment, while the agent runs.
     touch_outbox(&config, Duration::from_secs(2));
     touch(&dir.join("backoff"), Duration::ZERO);
-    agent.start();
-    agent.wait_status("the clock is set", |status| clock_of(status) == "set");
-    let mut producer = Producer::new(agent.socket(), None);
+    let mut producer = start(&mut agent, "set");
     expected.push(put(&mut producer, "fourth"));
     server.set(Fault::None);
     let stamps = stamps(&server, expected.len());
@@ -155,17 +171,11 @@ fn records_of_an_unset_clock_are_stamped_once_it_is_set_even_by_a_later_process_
 
 #[test]
 fn the_upstreams_time_stamps_what_an_unset_clock_cannot_and_sets_nothing() {
-    let (dir, server) = (TempDir::new("welcome"), FaultServer::new());
+    let Site { dir, server, config, mut agent } = Site::new("welcome");
     // Tomorrow: no clock here says so.
     let ahead_ms = 24 * 3_600_000;
     server.books(|books| books.now_ms = Some(clock::wall_ms() + ahead_ms));
-    server.set(AWAY);
-    let config = agent::quick(&dir, &server.url());
-    touch(&dir.join("backoff"), HOUR);
-    let mut agent = Agent::new(&dir, &config);
-    agent.start();
-    agent.wait_status("the clock is unset", |status| clock_of(status) == "unset");
-    let mut producer = Producer::new(agent.socket(), None);
+    let mut producer = start(&mut agent, "unset");
     let first = put(&mut producer, "before the first session");
     // The server says what its books say, whenever it is asked.
     let told = clock::wall_ms();
@@ -202,12 +212,33 @@ fn the_upstreams_time_stamps_what_an_unset_clock_cannot_and_sets_nothing() {
     }
 }
 
+// A clock that was wrong for a while, and ahead, leaves files of a time that has not come yet.
+#[test]
+fn files_of_a_clock_that_was_ahead_do_not_keep_the_right_one_unset_for_ever() {
+    let Site { dir: _dir, server, config, mut agent } = Site::new("ahead");
+    let mut producer = start(&mut agent, "unset");
+    put(&mut producer, "makes the files");
+    agent.kill9();
+    // So far ahead that nobody believes it.
+    let year = 365 * 24 * HOUR;
+    touch(&config.local.socket.with_file_name("backoff"), Duration::ZERO);
+    touch_outbox(&config, 15 * year);
+    start(&mut agent, "set");
+    agent.kill9();
+    // Not so far: who says the same as the clock is the upstream.
+    touch_outbox(&config, 2 * year);
+    let mut producer = start(&mut agent, "unset");
+    let when = put(&mut producer, "before the session");
+    server.books(|books| books.now_ms = Some(clock::wall_ms()));
+    server.set(Fault::None);
+    agent.wait_status("the clock is set", |status| state(status) == "up" && clock_of(status) == "set");
+    assert_within(stamps(&server, 2).pop().unwrap(), when);
+}
+
 // evercam/ex_nvr#404: how long a boot took that nobody clocked is not known.
 #[test]
 fn records_of_an_unset_clock_in_another_boot_stay_without_a_time() {
-    let (dir, server) = (TempDir::new("boot"), FaultServer::new());
-    server.set(AWAY);
-    let config = agent::quick(&dir, &server.url());
+    let Site { dir, server, config, mut agent } = Site::new("boot");
     let mount = "mount --bind \"$1\" /proc/sys/kernel/random/boot_id; shift; exec \"$@\"";
     let boot_id = dir.join("boot_id");
     fs::write(&boot_id, "00000000-0000-4000-8000-000000000000\n").unwrap();
@@ -220,21 +251,15 @@ fn records_of_an_unset_clock_in_another_boot_stay_without_a_time() {
         not_run(name, "no mount namespace is to be had");
         return;
     }
-    touch(&dir.join("backoff"), HOUR);
-    let mut agent = Agent::new(&dir, &config);
     agent.run_through(&other_boot.map(Into::into));
-    agent.start();
-    agent.wait_status("the clock is unset", |status| clock_of(status) == "unset");
-    let mut producer = Producer::new(agent.socket(), None);
+    let mut producer = start(&mut agent, "unset");
     put(&mut producer, "of another boot");
     agent.kill9();
 
     touch_outbox(&config, Duration::ZERO);
     touch(&dir.join("backoff"), Duration::ZERO);
     agent.run_through(&[]);
-    agent.start();
-    agent.wait_status("the clock is set", |status| clock_of(status) == "set");
-    let mut producer = Producer::new(agent.socket(), None);
+    let mut producer = start(&mut agent, "set");
     let when = put(&mut producer, "of this one");
     server.set(Fault::None);
     let stamps = stamps(&server, 2);

@@ -1,13 +1,17 @@
 //! Peers written in Python from the documentation alone (`tests/peers`), against the real programs: whatever Rust
 //! code misreads in the same way on both ends, they do not. Without `python3` nothing is checked, loudly.
 
+#[path = "support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "each test takes what it needs of the rig")]
+mod support;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Runs a peer against a program; its checks name themselves.
 fn run(peer: &str, program: &str) {
     if !Command::new("python3").arg("-V").stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
-        eprintln!("\nNOT CHECKED: {peer} needs python3, and there is none here\n");
+        support::not_run(peer, "python3 is not installed");
         return;
     }
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers").join(peer);

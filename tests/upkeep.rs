@@ -9,9 +9,10 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use backhaul::config::{Config, Encoding, Endpoint, Heartbeat, Remedy};
 use rustix::process::Signal;
@@ -21,7 +22,8 @@ use support::fault_server::{Fault, FaultServer};
 use support::producer::{Handed, Producer};
 use support::proxy::{Mode, Proxy};
 use support::receiver::Receiver;
-use support::{DEADLINE, TempDir, free_port, program, wait_until};
+use support::stopped::Stopped;
+use support::{DEADLINE, TempDir, free_port, not_run, program, wait_until};
 
 /// A receiver behind two cables, and an agent that knows the first.
 struct Site {
@@ -233,6 +235,146 @@ fn endpoints_from_a_file_are_read_before_each_attempt_and_a_broken_one_changes_n
     site.assert_stored_once();
 }
 
+#[test]
+fn a_token_that_was_mended_while_nothing_ran_is_tried_at_once_and_only_once() {
+    let dir = TempDir::new("upkeep");
+    let server = FaultServer::new();
+    server.set(Fault::Http(401, ""));
+    let token = dir.join("token");
+    let write = |secret: &str| {
+        fs::write(&token, secret).unwrap();
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    write("first");
+    let mut config = agent::quick(&dir, &server.url());
+    config.upstream.endpoints[0].token_file = Some(token.clone());
+    (config.upstream.reconnect.slow_ms_min, config.upstream.reconnect.slow_ms_max) = (3_600_000, 3_600_000);
+    let mut agent = Agent::new(&dir, &config);
+    let waits = |status: &Value| status["link"]["next_attempt_ms"].as_u64() > Some(1_000_000);
+    agent.start();
+    agent.wait_status("it waits for an hour", |status| agent::failures(status, "credentials") > 0 && waits(status));
+    // A crash loop gets nothing but the wait.
+    let restarts = |agent: &mut Agent, server: &FaultServer| {
+        let attempts = server.attempts();
+        for _ in 0..3 {
+            agent.kill9();
+            agent.start();
+            agent.wait_status("it goes on waiting", waits);
+        }
+        assert_eq!(server.attempts(), attempts);
+    };
+    restarts(&mut agent, &server);
+    agent.kill9();
+    write("second");
+    agent.start();
+    agent.wait_status("that was wrong, too", |status| agent::failures(status, "credentials") > 0 && waits(status));
+    restarts(&mut agent, &server);
+    agent.kill9();
+    server.set(Fault::None);
+    // As `cp -p` and `mv` do it: the file says nothing of when it came.
+    let new = dir.join("mended");
+    fs::write(&new, "third").unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::File::options().append(true).open(&new).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    fs::rename(&new, &token).unwrap();
+    agent.start();
+    agent.wait_up();
+}
+
+#[test]
+fn a_pipe_in_the_place_of_the_endpoints_file_holds_up_nothing() {
+    let mut site = Site::up(|config, site| {
+        fs::write(&site.file, format!("[[endpoint]]\nurl = \"{}\"\n", site.first)).unwrap();
+        config.upstream.endpoints_file = Some(site.file.clone());
+    });
+    let file = site.dir.join("endpoints.toml");
+    fs::remove_file(&file).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &file, rustix::fs::Mode::RWXU).unwrap();
+    let sessions = agent::sessions(&site.agent.wait_up());
+    site.first.cut();
+    site.agent
+        .wait_status("it is up again", |status| agent::state(status) == "up" && agent::sessions(status) > sessions);
+    assert!(site.agent.log().contains("not a file"), "{}", site.agent.log());
+    site.config.upstream.reconnect.backoff_ms_max = 500;
+    site.reload("reloaded in place", 1);
+    site.deliver(3);
+    site.agent.term(DEADLINE).expect("it leaves");
+}
+
+/// Stops a thread of the agent; where that cannot be, the test is not run.
+fn stopped(agent: &mut Agent, thread: &str, test: &str) -> Option<Stopped> {
+    let process = agent.wait_up()["agent"]["pid"].as_u64().unwrap();
+    Stopped::try_new(process, thread).inspect_err(|why| not_run(test, why)).ok()
+}
+
+#[test]
+fn sigterm_ends_a_reload_that_waits_for_flash() {
+    let mut site = Site::up(|_, _| {});
+    let name = "sigterm_ends_a_reload_that_waits_for_flash";
+    let Some(outbox) = stopped(&mut site.agent, "outbox", name) else { return };
+    // Another crew is needed for this, and the old one does not end.
+    site.config.upstream.encodings = vec![Encoding::Json];
+    site.agent.configure(&site.config);
+    let begin = Instant::now();
+    site.agent.hup();
+    wait_until(DEADLINE, "the local thread has left", || UnixStream::connect(site.agent.socket()).is_err());
+    site.agent.signal(Signal::TERM);
+    wait_until(DEADLINE, "it leaves", || {
+        outbox.let_die();
+        !site.agent.runs()
+    });
+    // A reload alone may wait for 20 s.
+    assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+    assert_eq!(site.agent.exit_code(), Some(0), "{}", site.agent.log());
+}
+
+// A watchdog that is fed by a thread of its own guards nothing.
+#[test]
+fn the_watchdog_hears_of_the_agent_while_its_loops_turn_and_no_longer() {
+    let dir = TempDir::new("upkeep");
+    let path = dir.join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    let server = FaultServer::new();
+    let mut agent = Agent::new(&dir, &agent::quick(&dir, &server.url()));
+    agent.set_env("NOTIFY_SOCKET", path.to_str().unwrap());
+    agent.set_env("WATCHDOG_USEC", "400000");
+    let interval = Duration::from_millis(100);
+    agent.start();
+    let hear = |timeout: Duration| {
+        manager.set_read_timeout(Some(timeout)).unwrap();
+        let mut buffer = [0; 256];
+        let count = manager.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..count]).into_owned())
+    };
+    assert_eq!(hear(DEADLINE).as_deref(), Some("READY=1\n"));
+    let begin = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(hear(DEADLINE).as_deref(), Some("WATCHDOG=1\n"));
+    }
+    assert!(begin.elapsed() >= interval * 8, "a quarter of what the watchdog bears: {:?}", begin.elapsed());
+    for thread in ["uplink", "local"] {
+        let name = "the_watchdog_hears_of_the_agent_while_its_loops_turn_and_no_longer";
+        let Some(stopped) = stopped(&mut agent, thread, name) else { return };
+        manager.set_nonblocking(true).unwrap();
+        while manager.recv(&mut [0; 256]).is_ok() {}
+        manager.set_nonblocking(false).unwrap();
+        // It may have turned once since the last look.
+        let mut late = 0;
+        while hear(interval * 20).is_some() {
+            late += 1;
+            assert!(late <= 2, "{thread} stands still, and the watchdog is fed");
+        }
+        drop(stopped);
+        assert_eq!(hear(DEADLINE).as_deref(), Some("WATCHDOG=1\n"), "{thread} goes on");
+    }
+    agent.hup();
+    let heard = |what: &str| wait_until(DEADLINE, what, || hear(DEADLINE).is_some_and(|said| said.starts_with(what)));
+    heard("RELOADING=1\nMONOTONIC_USEC=");
+    heard("READY=1\n");
+    agent.signal(Signal::TERM);
+    heard("STOPPING=1\n");
+}
+
 /// A program of one line that appends it to a file.
 fn script(dir: &TempDir, name: &str, lines: &str) -> Vec<String> {
     let path = dir.join(name);
@@ -254,7 +396,13 @@ fn a_remedy_is_run_once_an_outage_whoever_is_killed_meanwhile() {
     config.remedies = vec![Remedy { after_s: 2, exec, again_after_s: 0, ..Remedy::default() }];
     let mut agent = Agent::new(&dir, &config);
     agent.start();
+    let written = |status: &Value| status["flash"]["by_purpose"]["other"].as_u64().unwrap();
+    agent.wait_listening();
+    let before = written(&agent.wait_status("it answers", |_| true));
     wait_until(DEADLINE, "it is run", || !runs(&dir).is_empty());
+    // What the link writes to flash is in the books.
+    let kept_bytes = fs::metadata(dir.join("outbox/link/backoff")).unwrap().len();
+    agent.wait_status("it is counted", |status| written(status) >= before + kept_bytes);
     wait_until(DEADLINE, "what it said is in the log", || {
         let log = agent.log();
         log.contains("ended step=0") && log.contains("reset") && log.contains("done")
@@ -263,13 +411,16 @@ fn a_remedy_is_run_once_an_outage_whoever_is_killed_meanwhile() {
     let (class, down_s) = first[0].split_once(' ').unwrap();
     assert_eq!(class, "refused");
     assert!(down_s.parse::<u64>().unwrap() >= 2, "{first:?}");
-    // Killed, and restarted for longer than it took the first time.
+    // Killed, and restarted for longer than it took the first time; the second time it stands elsewhere in the list.
     for _ in 0..2 {
         agent.kill9();
         agent.start();
         let begin = Instant::now();
         agent.wait_status("3 s of the outage", |_| begin.elapsed() > Duration::from_secs(3));
         assert_eq!(runs(&dir), first);
+        let other = Remedy { after_s: 3600, exec: vec!["/bin/true".into()], ..Remedy::default() };
+        config.remedies.insert(0, other);
+        agent.configure(&config);
     }
     // As after a reboot: nothing beside the socket, and what is on flash is of another boot.
     agent.kill9();
@@ -308,6 +459,30 @@ fn remedies_run_one_after_the_other_and_are_killed_at_their_deadline() {
     let child = fs::read_to_string(dir.join("runs.pid")).unwrap();
     let stat = format!("/proc/{}/stat", child.trim());
     wait_until(DEADLINE, "its group is gone", || fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")));
+}
+
+#[test]
+fn a_remedy_that_waits_for_another_one_is_dropped_when_the_link_is_back() {
+    let dir = TempDir::new("upkeep");
+    let server = FaultServer::new();
+    server.set(Fault::Refuses);
+    let mut config = agent::quick(&dir, &server.url());
+    let slow = script(&dir, "slow", "echo slow >> $1; while ! [ -e $1.go ]; do sleep 0.05; done; echo ended >> $1");
+    let quick = script(&dir, "quick", "echo quick >> $1");
+    let remedy = |after_s, exec| Remedy { after_s, exec, timeout_s: 600, again_after_s: 0 };
+    config.remedies = vec![remedy(1, slow), remedy(2, quick)];
+    let mut agent = Agent::new(&dir, &config);
+    agent.start();
+    wait_until(DEADLINE, "the second is due while the first runs", || agent.log().contains("remedy step=1"));
+    server.set(Fault::None);
+    agent.wait_up();
+    wait_until(DEADLINE, "it is said", || agent.log().contains("remedy not run, a session is up"));
+    fs::write(dir.join("runs.go"), "").unwrap();
+    wait_until(DEADLINE, "the first ends", || agent.log().contains("ended step=0"));
+    // It would be next. In the next outage, of a session that was not stable, it is due once more.
+    assert_eq!(runs(&dir), ["slow", "ended"]);
+    server.strike(Fault::Refuses);
+    wait_until(DEADLINE, "it is run", || runs(&dir).last().is_some_and(|last| last == "quick"));
 }
 
 #[test]

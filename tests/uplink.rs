@@ -199,7 +199,6 @@ fn setup(url: &str, dir: &Path) -> Setup {
         window_bytes: 1 << 18,
         batch_bytes_max: 32_768,
         ack_timeout_ms: 30_000,
-        endpoint_urls: vec![url.into()],
         ..dialect::Config::default()
     };
     Setup {

@@ -9,7 +9,7 @@ use std::{fmt, io, thread};
 
 use super::bell::{Bell, Handle};
 use super::setup::{self, Process};
-use crate::config::Config;
+use crate::config::{Config, Endpoint};
 use crate::exit;
 use crate::outbox::{Outbox, Report};
 use crate::shell::board::Board;
@@ -25,6 +25,11 @@ use crate::shell::{clock, entropy};
 const STACK_BYTES: usize = 256 << 10;
 /// How long the local thread may wait for answers to what it took.
 const ANSWERS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long each thread may still take at a reload once someone asks for a stop.
+const IMPATIENCE: Duration = Duration::from_millis(500);
+/// How long those threads of a crew may take to end that run where another one cannot be had.
+const PARTIAL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +82,8 @@ pub(super) enum StartError {
     System(io::Error),
     /// A thread of the crew before does not end.
     Stuck,
+    /// The same, and someone asks for a stop.
+    Stopped,
     /// Someone removed the outbox's folder, and another agent has made it its own since.
     Locked,
 }
@@ -89,6 +96,7 @@ impl StartError {
             Self::Socket(..) => exit::CANNOT_CREATE,
             Self::System(_) => exit::SYSTEM,
             Self::Stuck => exit::SOFTWARE,
+            Self::Stopped => 0,
             Self::Locked => exit::TRY_AGAIN,
         }
     }
@@ -100,6 +108,9 @@ impl fmt::Display for StartError {
             Self::Socket(error, path) => write!(f, "cannot listen socket={} error={error}", path.display()),
             Self::System(error) => write!(f, "cannot start error={error}"),
             Self::Stuck => f.write_str("a thread does not end"),
+            Self::Stopped => {
+                f.write_str("stopping in the midst of a reload, leaving a thread behind that does not end")
+            }
             Self::Locked => f.write_str("another agent owns the outbox"),
         }
     }
@@ -117,8 +128,14 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    /// Starts all threads. `handle` rings when one of them ends.
-    pub fn start(config: &Config, device: &str, process: &Process, handle: &Handle) -> Result<Self, StartError> {
+    /// Starts all threads, or none. The bell rings when one of them ends.
+    pub fn start(
+        config: &Config,
+        device: &str,
+        process: &Process,
+        bell: &Bell,
+        number: u64,
+    ) -> Result<Self, StartError> {
         let inbox: Arc<Port<ForOutbox>> = Arc::default();
         let board = Arc::new(setup::board(config));
         let (uplink_lives, local_lives) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
@@ -128,21 +145,45 @@ impl Crew {
         let setup = setup::uplink(config, device, process, &inbox, &uplink_lives, local.port());
         let uplink = Uplink::try_new(setup).map_err(StartError::System)?;
         let crew = Self {
-            number: handle.crew(),
+            number,
             inbox: Arc::clone(&inbox),
             uplink: uplink.port(),
             local: local.port(),
             uplink_lives,
             local_lives,
         };
-        spawn(Role::Outbox, handle, crew.outbox_life(config, device, process, &board))?;
+        let outbox_life = crew.outbox_life(config, device, process, &board);
         let uplink_life = move || match uplink.run(inbox, board) {
             Exit::Stopped => End::Left,
             Exit::GaveUp => End::GaveUp,
         };
-        spawn(Role::Uplink, handle, uplink_life)?;
-        spawn(Role::Local, handle, move || local.run().map_or_else(End::Failed, |()| End::Left))?;
+        let local_life = move || local.run().map_or_else(End::Failed, |()| End::Left);
+        crew.spawn_all(
+            bell,
+            [
+                (Role::Outbox, Box::new(outbox_life)),
+                (Role::Uplink, Box::new(uplink_life)),
+                (Role::Local, Box::new(local_life)),
+            ],
+            spawn,
+        )?;
         Ok(crew)
+    }
+
+    /// Where one cannot be had, those that run already end: no outbox is ever held by two.
+    fn spawn_all(&self, bell: &Bell, lives: [(Role, Life); 3], spawn: Spawn) -> Result<(), StartError> {
+        let handle = bell.handle(self.number);
+        let mut failed = None;
+        for (role, life) in lives {
+            if failed.is_none() {
+                failed = spawn(role, &handle, life).err();
+            }
+            if failed.is_some() {
+                handle.ring(role, End::Left);
+            }
+        }
+        let Some(error) = failed else { return Ok(()) };
+        Err(if self.stop(bell, PARTIAL_TIMEOUT) { StartError::System(error) } else { StartError::Stuck })
     }
 
     /// The outbox thread's life: opening may take a while, and whoever puts meanwhile waits for it.
@@ -176,11 +217,12 @@ impl Crew {
         }
     }
 
-    /// The uplink goes on with another configuration, in which nothing else has changed.
-    pub fn take_up(&self, config: &Config, device: &str, process: &Process) {
+    /// The uplink goes on with another configuration, in which nothing else has changed. `found`: what its
+    /// `endpoints_file` says, if that is good.
+    pub fn take_up(&self, config: &Config, device: &str, process: &Process, found: Option<Vec<Endpoint>>) {
         let (inbox, lives, local) = (&self.inbox, &self.uplink_lives, Arc::clone(&self.local));
         let setup = setup::uplink(config, device, process, inbox, lives, local);
-        self.uplink.give(|cell| cell.setup = Some(Box::new(setup)));
+        self.uplink.give(|cell| cell.setup = Some((Box::new(setup), found)));
     }
 
     /// Credentials may have changed, or whatever else an attempt reads afresh.
@@ -198,11 +240,11 @@ impl Crew {
 
     /// First no more comes in and what came in is answered, then it goes to flash, then the link is closed. False
     /// when a thread has not ended by `timeout`; it is left behind.
-    pub fn stop(self, bell: &Bell, timeout: Duration) -> bool {
+    pub fn stop(&self, bell: &Bell, timeout: Duration) -> bool {
         let deadline = clock::now() + timeout;
         let wait = |role, timeout: Duration| {
-            let timeout = timeout.min(deadline.since(clock::now()));
-            bell.wait_for_end(self.number, role, timeout)
+            let until = deadline.min(clock::now() + timeout);
+            bell.wait_for_end(self.number, role, until, IMPATIENCE)
         };
         self.inbox.give(|cell| cell.hurry = true);
         self.local.give(|cell| cell.stop = true);
@@ -220,8 +262,13 @@ impl Crew {
     }
 }
 
+/// What a thread does.
+type Life = Box<dyn FnOnce() -> End + Send>;
+/// How it becomes a thread.
+type Spawn = fn(Role, &Handle, Life) -> io::Result<()>;
+
 /// Starts a thread that rings at its end.
-fn spawn(role: Role, handle: &Handle, life: impl FnOnce() -> End + Send + 'static) -> Result<(), StartError> {
+fn spawn(role: Role, handle: &Handle, life: Life) -> io::Result<()> {
     let handle = handle.clone();
     let life = move || {
         // What the thread shared lies behind ports and boards, which stay valid; the rest dies with it.
@@ -229,7 +276,7 @@ fn spawn(role: Role, handle: &Handle, life: impl FnOnce() -> End + Send + 'stati
         handle.ring(role, end);
     };
     let builder = thread::Builder::new().name(role.to_string()).stack_size(STACK_BYTES);
-    builder.spawn(life).map(drop).map_err(StartError::System)
+    builder.spawn(life).map(drop)
 }
 
 /// What was found goes to the log, and what someone should know of upstream, too.
@@ -250,18 +297,60 @@ fn tell(report: &Report, dir: &Path, event: &dyn Fn(&'static str, &str)) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bell::tests::bell as tests_bell;
     use super::*;
 
-    #[test]
-    fn the_watchdog_is_fed_only_while_both_loops_turn() {
-        let crew = Crew {
+    fn crew() -> Crew {
+        Crew {
             number: 1,
             inbox: Arc::default(),
             uplink: Arc::default(),
             local: Arc::default(),
             uplink_lives: Arc::new(AtomicBool::new(true)),
             local_lives: Arc::new(AtomicBool::new(true)),
-        };
+        }
+    }
+
+    #[test]
+    fn a_thread_that_cannot_be_had_ends_those_that_were_started_before() {
+        for missing in [Role::Outbox, Role::Uplink, Role::Local] {
+            let (crew, bell, left) = (crew(), tests_bell(), Arc::new(AtomicBool::new(false)));
+            let (inbox, has_left) = (Arc::clone(&crew.inbox), Arc::clone(&left));
+            let outbox = move || {
+                let cell = inbox.filled.wait_while(inbox.lock(), |cell| !cell.stop);
+                has_left.store(cell.is_ok_and(|cell| cell.stop), Ordering::SeqCst);
+                End::Left
+            };
+            let uplink = Arc::clone(&crew.uplink);
+            let uplink = move || {
+                drop(uplink.filled.wait_while(uplink.lock(), |cell| !cell.stop));
+                End::Left
+            };
+            let lives: [(Role, Life); 3] = [
+                (Role::Outbox, Box::new(outbox)),
+                (Role::Uplink, Box::new(uplink)),
+                (Role::Local, Box::new(|| End::Left)),
+            ];
+            let spawn: Spawn = match missing {
+                Role::Outbox => |_, _, _| Err(io::ErrorKind::WouldBlock.into()),
+                Role::Uplink => |role, handle, life| match role {
+                    Role::Outbox => spawn(role, handle, life),
+                    Role::Uplink | Role::Local => Err(io::ErrorKind::WouldBlock.into()),
+                },
+                Role::Local => |role, handle, life| match role {
+                    Role::Outbox | Role::Uplink => spawn(role, handle, life),
+                    Role::Local => Err(io::ErrorKind::WouldBlock.into()),
+                },
+            };
+            let result = crew.spawn_all(&bell, lives, spawn);
+            assert!(matches!(result, Err(StartError::System(_))), "{missing}: {result:?}");
+            assert_eq!(left.load(Ordering::SeqCst), missing != Role::Outbox, "{missing}");
+        }
+    }
+
+    #[test]
+    fn the_watchdog_is_fed_only_while_both_loops_turn() {
+        let crew = crew();
         assert!(crew.lives());
         assert!(!crew.lives(), "neither has turned since");
         // Each thread that stands still is enough.

@@ -32,7 +32,8 @@ const RESTARTS_MAX: usize = 3;
 const RESTARTS_WINDOW: Duration = Duration::from_secs(600);
 /// How long a stop may take, whatever flash and network do: within it, the process is told to leave by 2 s.
 const STOP_TIMEOUT: Duration = Duration::from_millis(1500);
-/// How long the old crew may take at a reload: there is no hurry, but two crews on one outbox must not be.
+/// How long the old crew may take at a reload: there is no hurry, but two crews on one outbox must not be. Once someone
+/// asks for a stop there is.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What is not in the configuration.
@@ -113,7 +114,7 @@ impl Agent {
     fn start(&mut self) -> Result<(), StartError> {
         self.lock.renew(&self.config.outbox.dir).map_err(|Locked| StartError::Locked)?;
         self.crews += 1;
-        let crew = Crew::start(&self.config, &self.options.device, &self.process, &self.bell.handle(self.crews))?;
+        let crew = Crew::start(&self.config, &self.options.device, &self.process, &self.bell, self.crews)?;
         self.crew = Some(crew);
         Ok(())
     }
@@ -189,7 +190,8 @@ impl Agent {
         if let Some(crew) = self.crew.take()
             && !crew.stop(&self.bell, RELOAD_TIMEOUT)
         {
-            return Err(StartError::Stuck);
+            let told = self.bell.stop_is_asked();
+            return Err(if told { StartError::Stopped } else { StartError::Stuck });
         }
         self.start()
     }
@@ -230,7 +232,7 @@ impl Agent {
             && setup::in_place(&self.config, &loaded.config)
         {
             self.config = loaded.config;
-            crew.take_up(&self.config, &self.options.device, &self.process);
+            crew.take_up(&self.config, &self.options.device, &self.process, loaded.endpoints);
             crew.look_again();
             self.set_log_level();
             log::info!(target: "config", "reloaded in place");
@@ -259,7 +261,8 @@ impl Agent {
                 log::info!(target: "config", "reloaded");
                 Ok(())
             }
-            Err(StartError::Stuck) => Err(leave(exit::SOFTWARE, &StartError::Stuck.to_string())),
+            // Two crews on one outbox must not be: neither this one nor the old one again.
+            Err(error @ (StartError::Stuck | StartError::Stopped)) => Err(leave(error.code(), &error.to_string())),
             Err(error) => {
                 log::error!(target: "config", "the new configuration does not work, back to the old one error={error}");
                 (self.config, self.options.device) = old;

@@ -138,18 +138,17 @@ pub(super) fn uplink(
 ) -> uplink::Setup {
     let upstream = &config.upstream;
     let link = link::Config {
-        reconnect: upstream.reconnect,
-        heartbeat: upstream.heartbeat,
-        handshake_timeout_ms: upstream.handshake_timeout_ms,
-        server_wait_ms_max: upstream.server_wait_ms_max,
-        session_age_s_max: upstream.session_age_s_max,
-        attempts_max: upstream.attempts_max,
         endpoints_tls: Vec::new(),
         remedies: config
             .remedies
             .iter()
-            .map(|remedy| link::Remedy { after_s: remedy.after_s, again_after_s: remedy.again_after_s })
+            .map(|remedy| link::Remedy {
+                after_s: remedy.after_s,
+                again_after_s: remedy.again_after_s,
+                id: crc32c::crc32c(remedy.exec.join("\0").as_bytes()).max(1),
+            })
             .collect(),
+        ..link::Config::from(upstream)
     };
     let dialect = dialect::Config {
         window_records: upstream.window_records,
@@ -160,7 +159,6 @@ pub(super) fn uplink(
         records_per_s_max: upstream.pace.records_per_s_max,
         bytes_per_s_max: upstream.pace.bytes_per_s_max,
         lanes: config.lanes.iter().map(dialect_lane).collect(),
-        endpoint_urls: Vec::new(),
         ..dialect::Config::default()
     };
     let encodings = match upstream.dialect {

@@ -172,6 +172,13 @@ fn write_link(out: &mut String, status: &Status) -> fmt::Result {
         write!(out, "; the clock is not set")?;
     }
     writeln!(out)?;
+    for endpoint in link.endpoints.iter().filter(|endpoint| endpoint.breaker != "closed") {
+        write!(out, "        breaker of {} {}", endpoint.url, endpoint.breaker.replace('_', " "))?;
+        match endpoint.open_ms {
+            Some(ms) => writeln!(out, ", for another {}", Ago(ms / 1000))?,
+            None => writeln!(out)?,
+        }
+    }
     write_path(out, link)?;
     match &link.last_failure {
         None => Ok(()),
@@ -266,7 +273,7 @@ impl fmt::Display for Both {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{Certificate, FlashBudget, LastFailure};
+    use crate::status::{Certificate, Endpoint, FlashBudget, LastFailure};
 
     fn status() -> Status {
         let mut status = Status::default();
@@ -281,6 +288,13 @@ mod tests {
         let detail = "3 pings unanswered".into();
         status.link.last_failure = Some(LastFailure { class: "silent".into(), detail, s_ago: 125 });
         status.link.suspect = true;
+        let endpoint =
+            |url: &str, breaker: &str, open_ms| Endpoint { url: url.into(), breaker: breaker.into(), open_ms };
+        status.link.endpoints = vec![
+            endpoint("wss://first.example.com/v1", "open", Some(185_000)),
+            endpoint("wss://second.example.com/v1", "half_open", None),
+            endpoint("wss://third.example.com/v1", "closed", None),
+        ];
         status.link.quality = Quality { ping_loss: Some(0.25), bytes_per_s: Some(2048), ..Quality::default() };
         status.link.certificate = Some(Certificate {
             of: "client".into(),
@@ -325,6 +339,8 @@ mod tests {
             "certificate of the client ends 2027-01-01T00:00:00Z, 9 days left: RENEW IT",
             "failures: 2 silent",
             "last failure 2 min ago: silent, 3 pings unanswered",
+            "breaker of wss://first.example.com/v1 open, for another 3 min\n",
+            "breaker of wss://second.example.com/v1 half open\n",
             "budget 100.0 MiB a day: exceeded, 0 B left, commits wait up to 10.0 s",
             "emmc mmcblk0, 8.0 GiB, up to 20 % of its life used, spare blocks normal, about 30 years left at this rate",
             "telemetry     12345     1 min   3.0 MiB  16.0 MiB         0         0         7\n",

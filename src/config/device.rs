@@ -2,16 +2,20 @@
 
 use std::fs;
 
-use super::Device;
+use super::{Device, file};
 
 /// Longest identity, in bytes.
 pub const DEVICE_BYTES_MAX: usize = 128;
+
+/// Of a file that it stands in, bytes that are read.
+const FILE_BYTES_MAX: u64 = 4096;
 
 /// The device's name. An error says what is wrong, without the key.
 pub fn resolve_device(device: &Device) -> Result<String, String> {
     let id = device.id.as_str();
     let name = if let Some(path) = id.strip_prefix("file:") {
-        let text = fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+        let bytes = file::read(path.as_ref(), FILE_BYTES_MAX).map_err(|error| format!("{path}: {error}"))?;
+        let text = String::from_utf8(bytes).map_err(|_| format!("{path}: no text in UTF-8"))?;
         text.lines().next().unwrap_or_default().trim().to_owned()
     } else if let Some(interface) = id.strip_prefix("mac:") {
         mac(interface)?

@@ -3,12 +3,12 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::read::{self, Endpoints, Meaning};
 use super::tree::{self, Place, Table};
-use super::{Config, Endpoint, Local};
+use super::{Config, Endpoint, Local, file};
 
 /// Where the configuration is unless said otherwise.
 pub const DEFAULT_PATH: &str = "/etc/backhaul/backhaul.toml";
@@ -135,9 +135,9 @@ fn overlays(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     Ok(files)
 }
 
-fn parse_file(file: &Path, index: usize) -> Result<Table, ConfigError> {
-    let error = |line, message| ConfigError { file: file.to_owned(), line, message };
-    let bytes = read_bounded(file).map_err(|fault| error(None, fault.to_string()))?;
+fn parse_file(path: &Path, index: usize) -> Result<Table, ConfigError> {
+    let error = |line, message| ConfigError { file: path.to_owned(), line, message };
+    let bytes = file::read(path, FILE_BYTES_MAX + 1).map_err(|fault| error(None, fault.to_string()))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(error(None, format!("longer than {FILE_BYTES_MAX} bytes")));
     }
@@ -147,10 +147,4 @@ fn parse_file(file: &Path, index: usize) -> Result<Table, ConfigError> {
         error(Some(line), "not UTF-8".into())
     })?;
     tree::parse(text, index).map_err(|(line, message)| error(Some(line), message))
-}
-
-fn read_bounded(file: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    fs::File::open(file)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

@@ -1,8 +1,8 @@
 //! What each key means and which values can work: the merged files → [`Config`]. Bounds refuse only what cannot work.
 //! Every field stands in a struct literal, so that a new one does not compile before it is read here.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use super::group::group_id;
 use super::section::{Problems, Section};
@@ -10,7 +10,7 @@ use super::target::Target;
 use super::tree::{Place, Table};
 use super::{
     Commit, Config, Device, Dialect, Encoding, Endpoint, Heartbeat, Lane, Local, Log, Outbox, Overflow, Pace,
-    Reconnect, Remedy, Upstream, device, proxy, secret,
+    Reconnect, Remedy, Upstream, device, file, proxy, secret,
 };
 use crate::outbox::dead::DEAD_LANE;
 use crate::outbox::format::SEGMENT_BYTES_MAX;
@@ -253,10 +253,7 @@ fn check_way(section: &Section<'_>, endpoint: &Endpoint) {
 
 fn readable(path: &Path) -> Result<(), String> {
     let tell = |error: io::Error| format!("{}: {error}", path.display());
-    if !fs::metadata(path).map_err(tell)?.is_file() {
-        return Err(format!("{}: not a file", path.display()));
-    }
-    fs::File::open(path).map(drop).map_err(tell)
+    file::open(path).map(drop).map_err(tell)
 }
 
 fn read_reconnect(mut section: Section<'_>) -> Reconnect {

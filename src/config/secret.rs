@@ -1,10 +1,11 @@
 //! Secrets: files of their own, refused when others can read them. No message and no log line holds what stands in
 //! one.
 
-use std::fs;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+
+use super::file;
 
 /// Longest secret, in bytes; of a file with one, too.
 pub const SECRET_BYTES_MAX: u64 = 16_384;
@@ -59,11 +60,8 @@ fn named<T>(path: &Path, result: Result<T, String>) -> Result<T, String> {
 
 fn private(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     let text_of = |error: io::Error| error.to_string();
-    // Before it is opened: a pipe would block.
-    let metadata = fs::metadata(path).map_err(text_of)?;
-    if !metadata.is_file() {
-        return Err("not a file".into());
-    }
+    let file = file::open(path).map_err(text_of)?;
+    let metadata = file.metadata().map_err(text_of)?;
     if metadata.mode() & 0o007 != 0 {
         let mode = metadata.mode() & 0o777;
         return Err(format!("others may get at this secret (mode {mode:04o}): chmod o-rwx {}", path.display()));
@@ -72,7 +70,7 @@ fn private(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
         return Err(format!("longer than {bytes_max} bytes"));
     }
     let mut bytes = Vec::new();
-    fs::File::open(path).map_err(text_of)?.take(bytes_max).read_to_end(&mut bytes).map_err(text_of)?;
+    file.take(bytes_max).read_to_end(&mut bytes).map_err(text_of)?;
     Ok(bytes)
 }
 

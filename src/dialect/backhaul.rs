@@ -37,7 +37,6 @@ enum Phase {
 #[derive(Debug, Clone)]
 pub(super) struct Backhaul {
     encoding: Encoding,
-    config: Arc<Config>,
     phase: Phase,
     pub(super) drain: Drain,
     proved: bool,
@@ -47,8 +46,7 @@ pub(super) struct Backhaul {
 impl Backhaul {
     pub(super) fn new(config: Arc<Config>, greeting: Greeting, encoding: Encoding, now: Instant) -> Self {
         let mut session = Self {
-            drain: Drain::new(Arc::clone(&config), &greeting, now),
-            config,
+            drain: Drain::new(config, &greeting, now),
             encoding,
             phase: Phase::Greeting,
             proved: false,
@@ -75,7 +73,11 @@ impl Backhaul {
         match input {
             Input::Text(text) => self.on_frame(FrameRef::Text(text), now),
             Input::Binary(bytes) => self.on_frame(FrameRef::Binary(bytes), now),
-            Input::Pong(_) => (),
+            Input::Pong(payload) => {
+                if self.drain.on_arrived(payload, now) {
+                    self.pump(now);
+                }
+            }
             Input::Offers(offers) => {
                 let carried = self.drain.on_offers(offers);
                 self.pump_or_end(carried, now);
@@ -146,13 +148,6 @@ impl Backhaul {
                 self.outputs.push_back(Output::Command { seq, topic, body });
             }
             (Phase::Open { .. }, ServerMessage::Retry { after_ms, spread_ms, endpoint }) => {
-                let endpoint = endpoint.filter(|url| {
-                    let known = self.config.endpoint_urls.contains(url);
-                    if !known {
-                        log::warn!(target: "dialect", "retry to an endpoint that is not configured, ignored url={url:?}");
-                    }
-                    known
-                });
                 self.outputs.push_back(Output::Retry { after_ms, spread_ms, endpoint });
             }
             (Phase::Open { .. }, ServerMessage::Pace { records_per_s }) => {
@@ -252,9 +247,17 @@ impl Backhaul {
                 Next::Gap(gap) => self.send_gap(index, gap, now),
                 Next::Records(records) => self.send_records(index, &records, message_bytes_max, now),
             }
+            self.ping_if_wanted();
         }
+        self.ping_if_wanted();
         let outputs = &mut self.outputs;
         self.drain.ask(message_bytes_max, now, |fetch| outputs.push_back(Output::Fetch(fetch)));
+    }
+
+    fn ping_if_wanted(&mut self) {
+        if self.drain.wants_ping() {
+            self.outputs.push_back(Output::Ping(self.drain.ping()));
+        }
     }
 
     fn send_records(&mut self, index: usize, records: &[Record], message_bytes_max: usize, now: Instant) {
@@ -319,8 +322,7 @@ impl Backhaul {
     fn end(&mut self, class: Class, close: u16, detail: String) {
         self.phase = Phase::Over;
         self.drain.on_end();
-        let failure = Failure { class, detail, server_wait_ms: None, server_spread_ms: None };
-        self.outputs.push_back(Output::End { failure, close: Some(close) });
+        self.outputs.push_back(Output::End { failure: Failure::new(class, detail), close: Some(close) });
     }
 
     /// What always holds, checked after every change in debug builds.
@@ -331,7 +333,7 @@ impl Backhaul {
         let deadline = self.drain.poll_timeout();
         match self.phase {
             Phase::Over => assert!(deadline.is_none(), "nothing comes after the end"),
-            Phase::Greeting => assert!(self.drain.records_sent() == 0 && deadline.is_none(), "hello alone"),
+            Phase::Greeting => assert!(self.drain.largest_batch() == 0 && deadline.is_none(), "hello alone"),
             Phase::Open { .. } => self.drain.check_invariants(),
         }
     }

@@ -9,6 +9,9 @@ use std::ops::{Add, AddAssign, SubAssign};
 use super::flow::Stamp;
 use crate::record::{Epoch, Fetch, Gap, INTEGER_MAX, Item, LaneName, Offer, Record, Seq, Why};
 
+/// What a record costs beside its bytes: number, time, lengths, and its share of frame and header.
+pub(super) const RECORD_COST: u64 = 32;
+
 /// Records, and their bytes of topic and body.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Load {
@@ -21,7 +24,17 @@ impl Load {
         Self { records: 1, bytes: (record.topic.len() + record.body.as_bytes().len()) as u64 }
     }
 
-    /// What is left of `self` beside `other`.
+    /// What it costs the path, in bytes.
+    pub(super) const fn cost(self) -> u64 {
+        self.bytes.saturating_add(self.records.saturating_mul(RECORD_COST))
+    }
+
+    /// What is left of `self` beside `other`: nothing where one part is used up, since a record takes of both.
+    pub(super) fn room(self, other: Self) -> Self {
+        if other.fits(self) { self.without(other) } else { Self::default() }
+    }
+
+    /// What is left of each part of `self` beside `other`.
     pub(super) const fn without(self, other: Self) -> Self {
         Self { records: self.records.saturating_sub(other.records), bytes: self.bytes.saturating_sub(other.bytes) }
     }
@@ -77,14 +90,33 @@ pub(super) enum Standing {
 /// What an `ack` means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// It goes on from here; with the messages that are acked as a whole by now, and the stamp of the last of them.
-    Advanced(Option<(Load, Stamp)>),
+    /// It goes on from here; with the messages that are acked as a whole by now.
+    Advanced(Option<Landed>),
     /// No higher than one before.
     Stale,
     /// Above all that this connection has sent, though not above all that this agent can have sent.
     Unsent,
     /// Rule 7: above every number this agent can have sent.
     Foreign,
+}
+
+/// Messages that are acked as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Landed {
+    /// What of them was not known to have arrived.
+    pub(super) news: Load,
+    /// Of the last of them.
+    pub(super) stamp: Stamp,
+}
+
+/// A message that is not acked as a whole.
+#[derive(Debug, Clone, Copy)]
+struct Message {
+    last: Seq,
+    load: Load,
+    stamp: Stamp,
+    /// The far end has read it.
+    arrived: bool,
 }
 
 /// One (lane, epoch).
@@ -100,9 +132,11 @@ pub(super) struct Cursor {
     sent_max: Seq,
     acked: Seq,
     sent: Seq,
-    /// Messages not yet acked as a whole, each with its last number.
-    flight: VecDeque<(Seq, Load, Stamp)>,
+    /// Messages not yet acked as a whole.
+    flight: VecDeque<Message>,
     flight_load: Load,
+    /// What of it is not known to have arrived.
+    on_way: Load,
     /// Fetched, contiguous from `sent` + 1.
     ready: VecDeque<Item>,
     ready_load: Load,
@@ -126,6 +160,7 @@ impl Cursor {
             sent: offer.first.saturating_sub(1),
             flight: VecDeque::new(),
             flight_load: Load::default(),
+            on_way: Load::default(),
             ready: VecDeque::new(),
             ready_load: Load::default(),
             fetch: None,
@@ -168,18 +203,29 @@ impl Cursor {
         self.sent
     }
 
+    /// The first record in flight.
+    pub(super) fn record_in_flight(&self) -> Option<Seq> {
+        let message = self.flight.iter().find(|message| message.load.records > 0)?;
+        Some(message.last + 1 - message.load.records)
+    }
+
     /// Load in flight.
     pub(super) const fn flight_load(&self) -> Load {
         self.flight_load
     }
 
-    /// Load in flight, ready, and asked for.
+    /// What of it is not known to have arrived.
+    pub(super) const fn on_way(&self) -> Load {
+        self.on_way
+    }
+
+    /// Load ready, and asked for.
     pub(super) fn claimed(&self) -> Load {
         let asked = self.fetch.as_ref().map_or_else(Load::default, |fetch| Load {
             records: u64::from(fetch.records_max),
             bytes: u64::from(fetch.bytes_max),
         });
-        self.flight_load + self.ready_load + asked
+        self.ready_load + asked
     }
 
     /// The `welcome`: everything up to `acked` is stored. Begins the numbering of this connection.
@@ -209,15 +255,29 @@ impl Cursor {
             return Progress::Unsent;
         }
         self.acked = seq;
-        let mut landed: Option<(Load, Stamp)> = None;
-        while let Some((last, load, stamp)) = self.flight.front().copied()
-            && last <= seq
-        {
+        let on_way = self.on_way;
+        let mut landed = None;
+        while let Some(message) = self.flight.front().copied().filter(|message| message.last <= seq) {
             self.flight.pop_front();
-            self.flight_load -= load;
-            landed = Some((landed.map_or_else(Load::default, |(before, _)| before) + load, stamp));
+            self.flight_load -= message.load;
+            if !message.arrived {
+                self.on_way -= message.load;
+            }
+            landed = Some(message.stamp);
         }
-        Progress::Advanced(landed)
+        Progress::Advanced(landed.map(|stamp| Landed { news: on_way.without(self.on_way), stamp }))
+    }
+
+    /// The far end has read everything up to `seq`, though it may not have stored it.
+    pub(super) fn on_arrived(&mut self, seq: Seq) -> Option<Landed> {
+        let on_way = self.on_way;
+        let mut landed = None;
+        for message in self.flight.iter_mut().filter(|message| !message.arrived).take_while(|one| one.last <= seq) {
+            message.arrived = true;
+            self.on_way -= message.load;
+            landed = Some(message.stamp);
+        }
+        landed.map(|stamp| Landed { news: on_way.without(self.on_way), stamp })
     }
 
     pub(super) fn on_offer(&mut self, offer: &Offer) {
@@ -321,15 +381,22 @@ impl Cursor {
         if let Some(last) = records.last() {
             self.sent = last.seq;
             let load = records.iter().map(Load::of).sum();
-            self.flight.push_back((last.seq, load, stamp));
+            self.flight.push_back(Message { last: last.seq, load, stamp, arrived: false });
             self.flight_load += load;
+            self.on_way += load;
         }
     }
 
     /// This went out.
     pub(super) fn on_gap_sent(&mut self, gap: Gap, stamp: Stamp) {
         self.sent = gap.to;
-        self.flight.push_back((gap.to, Load::default(), stamp));
+        self.flight.push_back(Message { last: gap.to, load: Load::default(), stamp, arrived: false });
+    }
+
+    /// This needs not go out, and nothing is in flight before it.
+    pub(super) fn on_gap_settled(&mut self, gap: Gap) {
+        debug_assert!(!self.is_in_flight(), "in its turn");
+        (self.sent, self.acked) = (gap.to, gap.to);
     }
 
     /// What always holds, checked after every change in debug builds.
@@ -341,9 +408,15 @@ impl Cursor {
             "ready is contiguous"
         );
         debug_assert_eq!(self.ready_load, self.ready.iter().map(load_of).sum());
-        debug_assert_eq!(self.flight_load, self.flight.iter().map(|(_, load, _)| *load).sum());
-        debug_assert_eq!(self.flight.back().map_or(self.acked, |(last, ..)| *last), self.sent, "flight ends at sent");
-        debug_assert!(self.flight.front().is_none_or(|(last, ..)| *last > self.acked), "what is acked has landed");
+        debug_assert_eq!(self.flight_load, self.flight.iter().map(|message| message.load).sum());
+        let on_way = self.flight.iter().filter(|message| !message.arrived).map(|message| message.load);
+        debug_assert_eq!(self.on_way, on_way.sum());
+        debug_assert_eq!(
+            self.flight.back().map_or(self.acked, |message| message.last),
+            self.sent,
+            "flight ends at sent"
+        );
+        debug_assert!(self.flight.front().is_none_or(|message| message.last > self.acked), "what is acked has landed");
         debug_assert!(self.fetch.as_ref().is_none_or(|fetch| fetch.from == self.sent + 1 && self.ready.is_empty()));
     }
 }

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cursor::{Cursor, Load, Progress};
+use super::cursor::{Cursor, Landed, Load, Progress};
 use super::flow::Flow;
 use super::pace::Pace;
+use super::pings::Pings;
 use super::shares::Shares;
 use super::surface::{Config, Greeting, LaneConfig, Timer};
 use crate::record::{Epoch, Fetch, Gap, Item, LaneName, Offer, Record, Seq};
@@ -42,13 +43,24 @@ pub(super) struct Drain {
     pace: Pace,
     pace_deadline: Option<Instant>,
     flow: Flow,
+    pub(super) pings: Pings,
+    /// No ack has come yet, or none for long: pongs say what has arrived, and a ping goes behind each message that others
+    /// wait behind.
+    probing: bool,
+    /// No ack has come for long: none will free more than what is left of the window.
+    unfreed: bool,
+    /// Something was sent behind the newest ping.
+    unpinged: bool,
+    /// So many records go one at a time: the far end found one of them too large.
+    lone_records: u32,
     /// When a ping's pong would be late (RFC 6298), as the link has it.
     rto: Duration,
     ack_deadline: Option<Instant>,
-    /// The flow's window is full: when it is opened further, should no ack come.
+    /// A window that may open is full: when to see to it, should neither ack nor pong come.
     open_at: Option<Instant>,
     progressed: bool,
-    records_sent: u64,
+    /// The most records that left in one message.
+    largest_batch: u32,
 }
 
 impl Drain {
@@ -68,19 +80,23 @@ impl Drain {
             pace: Pace::new(config.records_per_s_max, config.bytes_per_s_max),
             pace_deadline: None,
             flow: Flow::new(config.start_bytes, Duration::from_millis(config.batch_ms_max), now),
+            pings: Pings::default(),
+            probing: true,
+            unfreed: false,
+            unpinged: false,
+            lone_records: greeting.lone_records,
             rto: Duration::ZERO,
             ack_deadline: None,
             open_at: None,
             progressed: false,
-            records_sent: 0,
+            largest_batch: 0,
             config,
         }
     }
 
     /// True with nothing in flight and nothing to send.
     pub(super) fn is_idle(&self) -> bool {
-        let unsent = |(index, cursor): (usize, &Cursor)| cursor.has_unsent() && !self.is_held(index);
-        !self.is_in_flight() && !self.cursors.iter().enumerate().any(unsent)
+        !self.is_in_flight() && !self.has_unsent()
     }
 
     pub(super) fn is_in_flight(&self) -> bool {
@@ -91,8 +107,12 @@ impl Drain {
         self.progressed
     }
 
-    pub(super) const fn records_sent(&self) -> u64 {
-        self.records_sent
+    pub(super) const fn largest_batch(&self) -> u32 {
+        self.largest_batch
+    }
+
+    pub(super) const fn lone_records(&self) -> u32 {
+        self.lone_records
     }
 
     pub(super) const fn rate(&self) -> Option<u64> {
@@ -119,6 +139,13 @@ impl Drain {
 
     pub(super) fn flight(&self) -> Load {
         self.cursors.iter().map(Cursor::flight_load).sum()
+    }
+
+    /// The one record in flight, where there is just one.
+    pub(super) fn lone(&self) -> Option<(LaneName, Epoch, Seq)> {
+        let lone = self.cursors.iter().find(|cursor| cursor.flight_load().records == 1);
+        let lone = lone.filter(|_| self.flight().records == 1)?;
+        Some((lone.lane.clone(), lone.epoch, lone.record_in_flight()?))
     }
 
     pub(super) fn position(&self, lane: &LaneName, epoch: Epoch) -> Option<usize> {
@@ -166,18 +193,47 @@ impl Drain {
     }
 
     pub(super) fn on_ack(&mut self, index: usize, seq: Seq, now: Instant) -> Progress {
+        let before = self.cursors[index].flight_load().records;
         let progress = self.cursors[index].on_ack(seq);
         if let Progress::Advanced(landed) = progress {
-            if let Some((load, stamp)) = landed {
-                self.flow.on_acked(load, stamp, now);
+            if let Some(Landed { news, stamp }) = landed {
+                self.flow.on_arrived(news, stamp, now);
+                self.flow.on_acked(stamp, now);
             }
+            let acked = before - self.cursors[index].flight_load().records;
+            self.lone_records = self.lone_records.saturating_sub(u32::try_from(acked).unwrap_or(u32::MAX));
             self.progressed = true;
+            (self.probing, self.unfreed) = (false, false);
             (self.ack_deadline, self.open_at) = (None, None);
             if self.is_in_flight() {
                 self.expect_ack(now);
             }
         }
         progress
+    }
+
+    /// A pong that is no ack says what has arrived. True where that is news.
+    pub(super) fn on_arrived(&mut self, payload: &[u8], now: Instant) -> bool {
+        let Some(sent) = self.pings.on_pong(payload) else { return false };
+        let landed = self.cursors.iter_mut().zip(sent).filter_map(|(cursor, seq)| cursor.on_arrived(seq));
+        let landed =
+            landed.reduce(|one, other| Landed { news: one.news + other.news, stamp: one.stamp.max(other.stamp) });
+        if let Some(Landed { news, stamp }) = landed {
+            self.flow.on_arrived(news, stamp, now);
+            self.open_at = None;
+        }
+        landed.is_some()
+    }
+
+    /// A ping is to go behind what was sent: records wait, and no ack says how they get on.
+    pub(super) fn wants_ping(&self) -> bool {
+        self.probing && self.unpinged && self.may_open() && self.has_unsent()
+    }
+
+    /// A ping goes behind what was sent; its number.
+    pub(super) fn ping(&mut self) -> u64 {
+        self.unpinged = false;
+        self.pings.next(self.cursors.iter().map(Cursor::sent).collect())
     }
 
     /// Nothing comes after it.
@@ -188,16 +244,16 @@ impl Drain {
     /// What goes now, of the lane whose turn it is.
     pub(super) fn next(&mut self, now: Instant) -> Option<(usize, Next)> {
         if self.open_at.take_if(|at| *at <= now).is_some() {
-            self.flow.open();
+            self.on_patience_over();
         }
-        let flight = self.flight();
-        let window = self.window();
-        let overfull = !flight.fits(window); // by a lone large record, or a path that got slower
-        let room = if overfull { Load::default() } else { window.without(flight) };
+        let (flight, on_way) = (self.flight(), self.on_way());
+        let (unacked, path) = (self.unacked().room(flight), self.flow.window().room(on_way));
+        let room = unacked.min(path);
         let batch = self.batch().min(self.pace.allowed(now));
         let records = room.records.min(batch.records);
-        // With nothing in flight, a record goes however large it is: else it would hold up its lane for ever.
-        let first = Load { records, bytes: if flight.records == 0 { u64::MAX } else { room.bytes } };
+        // With nothing before it, a record goes however large it is: else it would hold up its lane for ever.
+        let fits = |room: Load, before: Load| if before.records == 0 { u64::MAX } else { room.bytes };
+        let first = Load { records, bytes: fits(unacked, flight).min(fits(path, on_way)) };
         let batch = Load { records, bytes: room.bytes.min(batch.bytes) };
         for step in 0..self.cursors.len() {
             let index = (self.turn_to_send + step) % self.cursors.len();
@@ -225,7 +281,8 @@ impl Drain {
         let load: Load = records.iter().map(Load::of).sum();
         let stamp = self.flow.on_sent(load, now);
         self.cursors[index].on_records_sent(records, stamp);
-        self.records_sent += load.records;
+        self.largest_batch = self.largest_batch.max(u32::try_from(load.records).unwrap_or(u32::MAX));
+        self.unpinged = true;
         self.pace.spend(load, now);
         self.expect_ack(now);
     }
@@ -234,37 +291,39 @@ impl Drain {
     pub(super) fn on_gap_sent(&mut self, index: usize, gap: Gap, now: Instant) {
         let stamp = self.flow.on_sent(Load::default(), now);
         self.cursors[index].on_gap_sent(gap, stamp);
+        self.unpinged = true;
         self.expect_ack(now);
     }
 
     /// Asks the outbox for what the window will take, by weight. What is asked for has its place in the window. To be
     /// called when nothing more can be sent.
     pub(super) fn ask(&mut self, message_bytes_max: usize, now: Instant, mut ask: impl FnMut(Fetch)) {
-        let (window, batch) = (self.window(), self.batch());
+        let batch = self.batch();
         let batch = Load { bytes: batch.bytes.min(message_bytes_max as u64).max(1), ..batch };
-        // Not for every crumb that an ack frees (RFC 9293 § 3.8.6.2): a batch, or a quarter of a smaller window.
-        let worth = match self.flow.is_opened() {
-            true => Load { records: 1, bytes: 1 }, // No ack frees anything.
-            false => batch.min(Load { records: window.records.div_ceil(4), bytes: window.bytes.div_ceil(4) }),
-        };
         let held: Vec<bool> = (0..self.cursors.len()).map(|index| self.is_held(index)).collect();
         // What is held back leaves its place to those that may go.
-        let claimed = |(index, cursor): (usize, &Cursor)| match held[index] {
-            true => cursor.flight_load(),
-            false => cursor.claimed(),
-        };
-        let mut room = window.without(self.cursors.iter().enumerate().map(claimed).sum());
+        let goes = self.cursors.iter().zip(&held).filter(|(_, held)| !**held);
+        let claimed: Load = goes.map(|(cursor, _)| cursor.claimed()).sum();
+        let (unacked, path) = (self.unacked(), self.flow.window());
+        let crumb = Load { records: 1, bytes: 1 };
+        // Not for every crumb that is freed (RFC 9293 § 3.8.6.2): a batch, or a quarter of a smaller window.
+        let worth =
+            |window: Load| batch.min(Load { records: window.records.div_ceil(4), bytes: window.bytes.div_ceil(4) });
+        let worth_unacked = if self.unfreed { crumb } else { worth(unacked) };
+        let worth_path = worth(unacked.min(path));
+        let mut room_unacked = unacked.room(self.flight() + claimed);
+        let mut room_path = path.room(self.on_way() + claimed);
         for (index, cursor) in self.cursors.iter().enumerate() {
             self.shares.set_waiting(index, cursor.waits() && !held[index]);
         }
-        while worth.fits(room) {
+        while worth_unacked.fits(room_unacked) && worth_path.fits(room_path) {
             let in_turn = (0..self.cursors.len()).map(|step| (self.turn_to_ask + step) % self.cursors.len());
             let asks =
                 |index: &usize| self.cursors[*index].wants_fetch() && !held[*index] && self.shares.may_ask(*index);
             let Some(index) = in_turn.into_iter().find(asks) else { break };
             // About a second's worth, where there is a pace: a lane that comes later waits no longer.
-            let limit = batch.min(self.pace.in_a_second()).min(room);
-            room = room.without(limit);
+            let limit = batch.min(self.pace.in_a_second()).min(room_unacked).min(room_path);
+            (room_unacked, room_path) = (room_unacked.without(limit), room_path.without(limit));
             ask(self.cursors[index].ask(self.number, limit));
             self.shares.on_asked(index, limit);
             self.turn_to_ask = index + 1;
@@ -272,13 +331,38 @@ impl Drain {
         let record_is_next = |(index, cursor): (usize, &Cursor)| cursor.record_is_next() && !held[index];
         let paced = self.pace.allowed(now).records == 0 && self.cursors.iter().enumerate().any(record_is_next);
         self.pace_deadline = paced.then(|| self.pace.next());
-        let unsent = |(index, cursor): (usize, &Cursor)| cursor.has_unsent() && !held[index];
-        let starved = paced || !self.cursors.iter().enumerate().any(unsent);
+        let starved = paced || !self.has_unsent();
         if starved {
             self.flow.on_starved();
         }
-        let closed = !starved && self.is_in_flight() && !self.configured().fits(self.flow.window());
-        self.open_at = closed.then(|| self.open_at.unwrap_or(now + self.flow.patience()));
+        let wants = self.cursors.iter().zip(&held).any(|(cursor, held)| cursor.wants_fetch() && !held);
+        let leaves = wants && crumb.fits(room_unacked) && !worth_unacked.fits(room_unacked);
+        let full = !starved && self.is_in_flight() && (self.may_open() || leaves);
+        let patience = self.flow.patience(self.probing && self.pings.is_awaiting());
+        self.open_at = full.then(|| self.open_at.unwrap_or(now + patience));
+    }
+
+    /// Neither ack nor pong came: either all has arrived, or a pong is to tell.
+    fn on_patience_over(&mut self) {
+        if self.on_way().records == 0 {
+            self.flow.release();
+        }
+        (self.probing, self.unpinged, self.unfreed) = (true, true, true);
+    }
+
+    /// Not all that is configured may go.
+    fn may_open(&self) -> bool {
+        !self.configured().fits(self.flow.window().min(self.flow.unacked()))
+    }
+
+    /// Something waits that may go.
+    fn has_unsent(&self) -> bool {
+        self.cursors.iter().enumerate().any(|(index, cursor)| cursor.has_unsent() && !self.is_held(index))
+    }
+
+    /// What of the flight is not known to have arrived.
+    fn on_way(&self) -> Load {
+        self.cursors.iter().map(Cursor::on_way).sum()
     }
 
     /// Held back until the day's bytes are not spent any more.
@@ -286,12 +370,14 @@ impl Drain {
         self.capped && !self.exempt[index]
     }
 
-    fn window(&self) -> Load {
-        self.configured().min(self.flow.window())
+    /// What may be unacked now.
+    fn unacked(&self) -> Load {
+        self.configured().min(self.flow.unacked())
     }
 
     fn configured(&self) -> Load {
-        Load { records: self.config.window_records.max(1).into(), bytes: self.config.window_bytes.max(1).into() }
+        let records = if self.lone_records > 0 { 1 } else { self.config.window_records.max(1).into() };
+        Load { records, bytes: self.config.window_bytes.max(1).into() }
     }
 
     fn batch(&self) -> Load {

@@ -5,30 +5,36 @@
 //! delivers in its shortest round trip and [`QUEUE`]: so a link of 2 kB/s has 4 kB before it when an alarm comes, and
 //! not a window. A window that follows the rate so still finds out where there is more: a round trip that is not yet
 //! full carries twice as much the next time.
+//!
+//! What an ack says of the path, the pong to a ping behind the data says as well, and says it of a server that is slow to
+//! store: before the first ack, and where acks lag, the path is measured by pongs. Not by what the kernel still holds:
+//! behind a proxy its queue is empty at once.
 
 use std::time::Duration;
 
-use super::cursor::Load;
+use super::cursor::{Load, RECORD_COST};
 use crate::time::Instant;
 
 /// What is on the way beyond one round trip, as time: enough for a server that acks once a second, and what a record
 /// that is put now waits for.
 const QUEUE: Duration = Duration::from_secs(2);
-/// What a record costs beside its bytes: number, time, lengths, and its share of frame and header.
-const RECORD_COST: u64 = 32;
+/// The first message of a connection is so much smaller than what may be on the way: its round trip shows how long the
+/// path is, not how slow.
+const FIRST_PARTS: u64 = 8;
 /// An ack that is later than the queue explains by so much, and so many round trips, says that the far end lags.
 const LAG: Duration = Duration::from_secs(1);
 const LAG_ROUND_TRIPS: u32 = 4;
 /// What was measured for so long is no accident: a path that got much slower is believed at once.
 const LONG: Duration = Duration::from_secs(4);
-/// No ack for so long beyond what the path explains says nothing of the path: a server may be slower to store than
-/// protocol rule 4 allows. What may be on the way is doubled, again and again, until one comes.
+/// No ack for so long beyond what the path explains: a server may be slower to store than protocol rule 4 allows.
 const PATIENCE: Duration = Duration::from_millis(1500);
+/// No pong for so long beyond what the path explains: it was skipped for another ping's (RFC 6455 § 5.5.3).
+const PONG_PATIENCE: Duration = Duration::from_secs(10);
 /// Shorter is not measured: a rate over less says nothing.
 const INTERVAL_MIN: Duration = Duration::from_millis(1);
 
 /// When a message left, and how much had been delivered by then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Stamp {
     sent_at: Instant,
     delivered: u64,
@@ -55,11 +61,9 @@ pub(super) struct Flow {
     rate: Option<u64>,
     /// From a message to its ack, the shortest.
     round_trip: Option<Duration>,
-    /// On the way at most while the far end lags (additive increase, multiplicative decrease).
+    /// Unacked at most while the far end lags (additive increase, multiplicative decrease).
     brake: u64,
     braked_at: Instant,
-    /// Doublings since the last ack.
-    opened: u32,
 }
 
 impl Flow {
@@ -75,7 +79,6 @@ impl Flow {
             round_trip: None,
             brake: u64::MAX,
             braked_at: now,
-            opened: 0,
         }
     }
 
@@ -89,7 +92,7 @@ impl Flow {
         if self.flight == 0 {
             self.delivered_at = now;
         }
-        self.flight += cost(load);
+        self.flight += load.cost();
         Stamp {
             sent_at: now,
             delivered: self.delivered,
@@ -98,14 +101,13 @@ impl Flow {
         }
     }
 
-    /// So much was acked, the message with this stamp last.
-    pub(super) fn on_acked(&mut self, load: Load, stamp: Stamp, now: Instant) {
-        if cost(load) == 0 {
+    /// So much has arrived, the message with this stamp last.
+    pub(super) fn on_arrived(&mut self, load: Load, stamp: Stamp, now: Instant) {
+        if load.cost() == 0 {
             return;
         }
-        self.opened = 0;
-        self.flight = self.flight.saturating_sub(cost(load));
-        self.delivered += cost(load);
+        self.flight = self.flight.saturating_sub(load.cost());
+        self.delivered += load.cost();
         self.delivered_at = now;
         let interval = now.since(stamp.delivered_at).max(INTERVAL_MIN);
         let micros = u64::try_from(interval.as_micros()).unwrap_or(u64::MAX);
@@ -118,8 +120,13 @@ impl Flow {
             None => Some(sample.max(1)),
         };
         let delay = now.since(stamp.sent_at);
-        let round_trip = self.round_trip.map_or(delay, |known| known.min(delay));
-        self.round_trip = Some(round_trip);
+        self.round_trip = Some(self.round_trip.map_or(delay, |known| known.min(delay)));
+    }
+
+    /// The message with this stamp was acked, and has arrived.
+    pub(super) fn on_acked(&mut self, stamp: Stamp, now: Instant) {
+        let Some(round_trip) = self.round_trip else { return };
+        let delay = now.since(stamp.sent_at);
         if delay > QUEUE + LAG + round_trip * LAG_ROUND_TRIPS {
             // Once for all that was on the way then.
             if stamp.sent_at >= self.braked_at {
@@ -139,31 +146,29 @@ impl Flow {
         self.limited_until = self.delivered + self.flight + 1;
     }
 
-    /// The window is full, and no ack came for [`Flow::patience`].
-    pub(super) fn open(&mut self) {
-        self.opened = (self.opened + 1).min(u64::BITS - 1);
+    /// All that was sent has arrived, and no ack came for [`Flow::patience`]: it is not the path.
+    pub(super) const fn release(&mut self) {
+        self.brake = self.brake.saturating_mul(2);
     }
 
-    /// No ack came since.
-    pub(super) const fn is_opened(&self) -> bool {
-        self.opened > 0
+    /// How long an ack may take, or a pong.
+    pub(super) fn patience(&self, pong: bool) -> Duration {
+        self.time_on_the_way() + if pong { PONG_PATIENCE } else { PATIENCE }
     }
 
-    /// How long an ack may take until the window is opened further.
-    pub(super) fn patience(&self) -> Duration {
-        PATIENCE + self.time_on_the_way()
-    }
-
-    /// What may be on the way, as the bytes of the window.
+    /// What may be on the way.
     pub(super) fn window(&self) -> Load {
-        let bytes = self.unbraked().min(self.brake).saturating_mul(1 << self.opened);
-        Load { records: (bytes / RECORD_COST).max(1), bytes: bytes.max(1) }
+        load_of(self.unbraked())
+    }
+
+    /// What may be unacked.
+    pub(super) fn unacked(&self) -> Load {
+        load_of(self.brake)
     }
 
     /// What one message may hold.
     pub(super) fn batch(&self) -> Load {
-        let bytes = self.batch_bytes();
-        Load { records: (bytes / RECORD_COST).max(1), bytes }
+        load_of(self.batch_bytes())
     }
 
     /// How long all that is on the way takes.
@@ -178,17 +183,19 @@ impl Flow {
     }
 
     fn batch_bytes(&self) -> u64 {
-        self.rate.map_or(self.start_bytes, |rate| in_time(rate, self.batch_max)).max(1)
+        let start = if self.flight == 0 { self.start_bytes / FIRST_PARTS } else { self.start_bytes };
+        self.rate.map_or(start, |rate| in_time(rate, self.batch_max)).max(1)
     }
+}
+
+/// So many bytes, and no more records than they cost.
+fn load_of(bytes: u64) -> Load {
+    Load { records: (bytes / RECORD_COST).max(1), bytes: bytes.max(1) }
 }
 
 fn in_time(rate: u64, time: Duration) -> u64 {
     let bytes = u128::from(rate) * time.as_millis() / 1000;
     u64::try_from(bytes).unwrap_or(u64::MAX)
-}
-
-fn cost(load: Load) -> u64 {
-    load.bytes + load.records * RECORD_COST
 }
 
 #[cfg(test)]
@@ -213,7 +220,7 @@ mod tests {
                 if !(flight + load).fits(window) && !on_way.is_empty() {
                     break;
                 }
-                let takes = Duration::from_micros(cost(load) * 1_000_000 / rate);
+                let takes = Duration::from_micros(load.cost() * 1_000_000 / rate);
                 free = free.max(now) + takes;
                 let stamp = flow.on_sent(load, now);
                 on_way.push_back((free + round_trip, load, stamp));
@@ -223,11 +230,12 @@ mod tests {
             }
             let (at, load, stamp) = on_way.pop_front().expect("something is always on the way");
             now = now.max(at);
-            flow.on_acked(load, stamp, now);
+            flow.on_arrived(load, stamp, now);
+            flow.on_acked(stamp, now);
         }
         // The test's path ends here: nothing is on the way any more.
         for (_, load, _) in on_way {
-            flow.flight -= cost(load);
+            flow.flight -= load.cost();
         }
         longest
     }
@@ -270,7 +278,8 @@ mod tests {
             let now = start + Duration::from_secs(second);
             flow.on_starved();
             let stamp = flow.on_sent(one, now);
-            flow.on_acked(one, stamp, now + Duration::from_millis(100));
+            flow.on_arrived(one, stamp, now + Duration::from_millis(100));
+            flow.on_acked(stamp, now + Duration::from_millis(100));
         }
         assert_eq!(flow.rate(), found);
     }
@@ -284,14 +293,16 @@ mod tests {
         let load = Load { records: 10, bytes: 10_000 };
         let stamps: Vec<_> = (0..10).map(|_| flow.on_sent(load, now)).collect();
         for stamp in stamps {
-            flow.on_acked(load, stamp, now + Duration::from_millis(3600));
+            flow.on_arrived(load, stamp, now + Duration::from_millis(3600));
+            flow.on_acked(stamp, now + Duration::from_millis(3600));
         }
-        let braked = flow.window().bytes;
+        let braked = flow.unacked().bytes;
         assert!(braked * 10 <= before * 7 && flow.brake != u64::MAX, "{before} {braked}");
         for n in 0..100 {
             let now = now + Duration::from_secs(10) + Duration::from_millis(200 * n);
             let stamp = flow.on_sent(load, now);
-            flow.on_acked(load, stamp, now + Duration::from_millis(100));
+            flow.on_arrived(load, stamp, now + Duration::from_millis(100));
+            flow.on_acked(stamp, now + Duration::from_millis(100));
         }
         assert_eq!(flow.brake, u64::MAX, "and in the end it is as it was");
     }

@@ -8,6 +8,7 @@ mod drain;
 mod flow;
 pub mod message;
 mod pace;
+mod pings;
 mod plain;
 mod session;
 mod shares;
@@ -16,4 +17,4 @@ mod surface;
 mod tests;
 
 pub use session::Session;
-pub use surface::{Config, Greeting, Input, LaneConfig, Output, Purpose, Timer};
+pub use surface::{Config, Greeting, InFlight, Input, LaneConfig, Output, Purpose, Timer};

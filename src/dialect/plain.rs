@@ -1,9 +1,6 @@
 //! One session of the plain dialect: each record one message to any WebSocket server, acknowledged by the pong to a
 //! ping that was sent behind it. At least once, and what is acknowledged is that the far end's WebSocket layer has read
 //! it: whatever answers pings on the way defeats it. `docs/plain.md` says what that is worth.
-//!
-//! Pings carry a counter. A pong confirms every ping before the one that it answers (RFC 6455 § 5.5.3: a server may
-//! answer the newest one alone), and each ping confirms what was sent before it (§ 5.4: no message is reordered).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,21 +14,10 @@ use crate::link::{Class, Failure};
 use crate::record::{Body, Record, Seq};
 use crate::time::Instant;
 
-/// A ping, and how far each cursor was sent when it was.
-#[derive(Debug, Clone)]
-struct Barrier {
-    counter: u64,
-    sent: Vec<Seq>,
-}
-
 /// One session.
 #[derive(Debug, Clone)]
 pub(super) struct Plain {
     pub(super) drain: Drain,
-    /// Pings whose pong has not come, oldest first.
-    barriers: VecDeque<Barrier>,
-    /// Of the newest ping.
-    counter: u64,
     proved: bool,
     over: bool,
     outputs: VecDeque<Output>,
@@ -39,20 +25,11 @@ pub(super) struct Plain {
 
 impl Plain {
     pub(super) fn new(config: Arc<Config>, greeting: &Greeting, now: Instant) -> Self {
-        let mut session = Self {
-            drain: Drain::new(config, greeting, now),
-            barriers: VecDeque::new(),
-            counter: 0,
-            proved: false,
-            over: false,
-            outputs: VecDeque::new(),
-        };
+        let mut session =
+            Self { drain: Drain::new(config, greeting, now), proved: false, over: false, outputs: VecDeque::new() };
         // The upgrade is all the greeting there is.
         let name = format!("plain-{}", greeting.session);
         session.outputs.push_back(Output::Greeted { name, server_now_ms: None });
-        if session.is_idle() {
-            session.prove();
-        }
         session.pump(now);
         session
     }
@@ -100,27 +77,16 @@ impl Plain {
         self.drain.set_capped(capped);
         if !self.over {
             self.pump(now);
-            if self.is_idle() {
-                self.prove();
-            }
         }
     }
 
     /// The heartbeat's ping: behind what was sent, with the next number.
     pub(super) fn heartbeat(&mut self) -> u64 {
-        self.ping();
-        self.counter
+        self.ping()
     }
 
     fn on_pong(&mut self, payload: &[u8], now: Instant) {
-        let counter = std::str::from_utf8(payload).ok().and_then(|text| text.parse::<u64>().ok());
-        // One that nobody asked for (RFC 6455 § 5.5.3) confirms nothing.
-        let Some(counter) = counter.filter(|counter| *counter <= self.counter) else { return };
-        let mut confirmed = None;
-        while self.barriers.front().is_some_and(|barrier| barrier.counter <= counter) {
-            confirmed = self.barriers.pop_front();
-        }
-        let Some(Barrier { sent, .. }) = confirmed else { return };
+        let Some(sent) = self.drain.pings.on_pong(payload) else { return };
         for (index, seq) in sent.into_iter().enumerate() {
             self.confirm(index, seq, now);
         }
@@ -130,14 +96,18 @@ impl Plain {
     fn confirm(&mut self, index: usize, seq: Seq, now: Instant) {
         match self.drain.on_ack(index, seq, now) {
             Progress::Advanced(_) => {
-                let cursor = &self.drain.cursors[index];
-                let (lane, epoch) = (cursor.lane.clone(), cursor.epoch);
-                self.outputs.push_back(Output::Acked { lane, epoch, seq });
+                self.acked(index, seq);
                 self.prove();
             }
             // No barrier is above what was sent here.
             Progress::Stale | Progress::Unsent | Progress::Foreign => (),
         }
+    }
+
+    fn acked(&mut self, index: usize, seq: Seq) {
+        let cursor = &self.drain.cursors[index];
+        let (lane, epoch) = (cursor.lane.clone(), cursor.epoch);
+        self.outputs.push_back(Output::Acked { lane, epoch, seq });
     }
 
     fn pump_or_end(&mut self, carried: Result<(), String>, now: Instant) {
@@ -157,30 +127,31 @@ impl Plain {
                     self.outputs.extend(records.into_iter().map(transmit));
                     wants_ping = true;
                 }
+                // Nobody up there knows of numbers: with nothing before it, it is settled here, which proves nothing.
+                Next::Gap(gap) if !self.drain.cursors[index].is_in_flight() => {
+                    self.drain.cursors[index].on_gap_settled(gap);
+                    self.acked(index, gap.to);
+                }
                 Next::Gap(gap) => {
-                    // Nobody up there knows of numbers: with nothing before it, it is as good as acked.
-                    let alone = !self.drain.cursors[index].is_in_flight();
                     self.drain.on_gap_sent(index, gap, now);
-                    if alone {
-                        self.confirm(index, gap.to, now);
-                    }
-                    wants_ping |= !alone;
+                    wants_ping = true;
                 }
             }
         }
-        if wants_ping {
+        if self.is_idle() {
+            self.prove();
+        }
+        if wants_ping || self.drain.wants_ping() {
             self.ping();
         }
         let outputs = &mut self.outputs;
         self.drain.ask(MESSAGE_BYTES_MAX, now, |fetch| outputs.push_back(Output::Fetch(fetch)));
     }
 
-    fn ping(&mut self) {
-        self.counter += 1;
-        let sent = self.drain.cursors.iter().map(super::cursor::Cursor::sent).collect();
-        // A silent far end is found dead long before these are many; the newest says all that those before it say.
-        self.barriers.push_back(Barrier { counter: self.counter, sent });
-        self.outputs.push_back(Output::Ping(self.counter));
+    fn ping(&mut self) -> u64 {
+        let counter = self.drain.ping();
+        self.outputs.push_back(Output::Ping(counter));
+        counter
     }
 
     fn prove(&mut self) {
@@ -192,14 +163,16 @@ impl Plain {
     fn end(&mut self, class: Class, detail: String) {
         self.over = true;
         self.drain.on_end();
-        let failure = Failure { class, detail, server_wait_ms: None, server_spread_ms: None };
-        self.outputs.push_back(Output::End { failure, close: Some(1000) });
+        self.outputs.push_back(Output::End { failure: Failure::new(class, detail), close: Some(1000) });
     }
 
     fn check_invariants(&self) {
         if cfg!(debug_assertions) && !self.over {
             self.drain.check_invariants();
-            assert!(!self.drain.is_in_flight() || !self.barriers.is_empty(), "what is in flight has a ping behind it");
+            assert!(
+                !self.drain.is_in_flight() || self.drain.pings.is_awaiting(),
+                "what is in flight has a ping behind it"
+            );
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::backhaul::Backhaul;
 use super::drain::Drain;
 use super::plain::Plain;
-use super::surface::{Config, Greeting, Input, Output, Timer};
+use super::surface::{Config, Greeting, InFlight, Input, Output, Timer};
 use crate::time::Instant;
 
 /// One session, from the upgrade to its end. Nothing of it outlives its connection.
@@ -42,9 +42,9 @@ impl Session {
         self.drain().progressed()
     }
 
-    /// Records sent on this connection.
-    pub fn records_sent(&self) -> u64 {
-        self.drain().records_sent()
+    /// The most records that left in one message on this connection.
+    pub fn largest_batch(&self) -> u32 {
+        self.drain().largest_batch()
     }
 
     /// Bytes a second that the path delivers, about, where that is known.
@@ -107,10 +107,14 @@ impl Session {
         self.drain().poll_timeout()
     }
 
-    /// Records sent on this connection and not yet known to be acked.
-    #[cfg(test)]
-    pub fn records_in_flight(&self) -> u64 {
-        self.drain().flight().records
+    /// What was sent on this connection and is not known to be acked.
+    pub fn in_flight(&self) -> InFlight {
+        InFlight { records: self.drain().flight().records, lone: self.drain().lone() }
+    }
+
+    /// So many records are still to go one at a time.
+    pub fn lone_records(&self) -> u32 {
+        self.drain().lone_records()
     }
 
     fn drain(&self) -> &Drain {

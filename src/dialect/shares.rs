@@ -7,8 +7,6 @@
 
 use super::cursor::Load;
 
-/// What a record costs beside its bytes: without it, empty ones would be free.
-const RECORD_COST: u64 = 16;
 /// What an answer costs, whatever is in it: a gap is on the wire, too.
 const QUESTION_COST: u64 = 16;
 /// So that a division by the weight keeps its fraction.
@@ -74,7 +72,7 @@ impl Shares {
 }
 
 fn cost(load: Load, weight: u64) -> u64 {
-    let bytes = load.bytes.saturating_add(load.records.saturating_mul(RECORD_COST)).saturating_add(QUESTION_COST);
+    let bytes = load.cost().saturating_add(QUESTION_COST);
     // Far from overflow in a session's life: 2^43 bytes at the least weight.
     (bytes.min(u64::from(u32::MAX)) * SCALE).div_ceil(weight)
 }
@@ -109,7 +107,7 @@ mod tests {
         // A record's own cost counts as well: compare what was paid.
         let total: u64 = given.iter().sum();
         assert!(total > 0 && given.iter().all(|bytes| *bytes > 0));
-        let paid = [given[0] * 1032 / 1000, given[1] * 532 / 500, given[2] * 82 / 50];
+        let paid = [given[0] * 1048 / 1000, given[1] * 548 / 500, given[2] * 98 / 50];
         let sum: u64 = paid.iter().sum();
         for (paid, weight) in paid.iter().zip([1, 8, 3]) {
             let share = *paid as f64 / sum as f64;

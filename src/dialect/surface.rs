@@ -26,8 +26,6 @@ pub struct Config {
     pub bytes_per_s_max: u64,
     /// The lanes; one that is not here has weight 1 and nothing else.
     pub lanes: Vec<LaneConfig>,
-    /// The configured endpoints' URLs.
-    pub endpoint_urls: Vec<String>,
 }
 
 /// What a session needs to know of a lane.
@@ -44,7 +42,7 @@ pub struct LaneConfig {
 }
 
 impl Default for Config {
-    /// As the configuration's defaults have it, for no lanes and no endpoints.
+    /// As the configuration's defaults have it, for no lanes.
     fn default() -> Self {
         let upstream = config::Upstream::default();
         Self {
@@ -58,7 +56,6 @@ impl Default for Config {
             records_per_s_max: 0,
             bytes_per_s_max: 0,
             lanes: Vec::new(),
-            endpoint_urls: Vec::new(),
         }
     }
 }
@@ -86,6 +83,17 @@ pub struct Greeting {
     pub capped: bool,
     /// Records in one message, at most: halved after connections that ended before any ack advanced (rule 6).
     pub batch_records_max: u32,
+    /// So many records go one at a time: the far end found one of those that were in flight too large (close 1009).
+    pub lone_records: u32,
+}
+
+/// What was sent on a connection and is not known to be acked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InFlight {
+    /// So many records.
+    pub records: u64,
+    /// Which one, where it is one.
+    pub lone: Option<(LaneName, Epoch, Seq)>,
 }
 
 /// What happened.
@@ -197,7 +205,7 @@ pub enum Output {
         after_ms: u64,
         /// The width of the spread, in ms.
         spread_ms: u64,
-        /// The configured endpoint to come back to.
+        /// The endpoint to come back to, which may be one that is not configured.
         endpoint: Option<String>,
     },
     /// The session is over: nothing comes after it.
@@ -216,6 +224,6 @@ pub enum Timer {
     Ack,
     /// The pace allows the next record.
     Pace,
-    /// No ack came while the window that the path explains was full: it is opened further.
+    /// Neither ack nor pong came while a window was full that may open: a ping asks.
     Window,
 }

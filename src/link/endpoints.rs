@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::{Class, Disposition, ENDPOINTS_MAX};
+use crate::status::BreakerView;
 use crate::time::Instant;
 
 #[derive(Debug)]
@@ -238,10 +239,19 @@ impl Endpoints {
         self.current = (self.current + 1) % self.all.len() as u8;
     }
 
-    /// The next preferred one that may be looked at, beginning with this index: one before the current, with a path,
-    /// not bound by its server's word.
-    pub(super) fn to_probe(&self, from: u8, usable: u16, now: Instant) -> Option<u8> {
-        let count = self.current;
+    /// What `status` shows of each.
+    pub(super) fn breakers(&self) -> Vec<BreakerView> {
+        let view = |endpoint: &Endpoint| match endpoint.breaker {
+            Breaker::Closed => BreakerView { state: "closed", until: None },
+            Breaker::Open { until } => BreakerView { state: "open", until: Some(until) },
+            Breaker::HalfOpen => BreakerView { state: "half_open", until: None },
+        };
+        self.all.iter().map(view).collect()
+    }
+
+    /// The next one of the first `count` that may be looked at, beginning with this index: one with a path, not bound by
+    /// its server's word.
+    pub(super) fn to_probe(&self, count: u8, from: u8, usable: u16, now: Instant) -> Option<u8> {
         (0..count)
             .map(|step| (from % count + step) % count)
             .find(|index| usable & (1 << index) != 0 && self.get(*index).word.max(self.get(*index).slow) <= now)
@@ -362,11 +372,14 @@ mod tests {
     #[test]
     fn looks_at_preferred_endpoints_only_and_in_turn() {
         let mut endpoints = fresh(4);
-        assert_eq!(endpoints.to_probe(0, ALL, at(1)), None);
+        assert_eq!(endpoints.to_probe(0, 0, ALL, at(1)), None);
         endpoints.go_to(3);
-        assert_eq!([0, 1, 2, 3].map(|from| endpoints.to_probe(from, ALL, at(1))), [Some(0), Some(1), Some(2), Some(0)]);
+        assert_eq!(
+            [0, 1, 2, 3].map(|from| endpoints.to_probe(3, from, ALL, at(1))),
+            [Some(0), Some(1), Some(2), Some(0)]
+        );
         endpoints.bind(1, at(9));
-        assert_eq!([0, 1, 2].map(|from| endpoints.to_probe(from, 0b011, at(1))), [Some(0), Some(0), Some(0)]);
+        assert_eq!([0, 1, 2].map(|from| endpoints.to_probe(3, from, 0b011, at(1))), [Some(0), Some(0), Some(0)]);
     }
 
     #[test]

@@ -271,12 +271,15 @@ pub struct Failure {
     pub server_wait_ms: Option<u64>,
     /// The server's word on how to spread its clients, in ms (`Backhaul-Spread-Ms`), not yet capped.
     pub server_spread_ms: Option<u64>,
+    /// The code in the far end's close frame, where that was the end.
+    pub close_code: Option<u16>,
 }
 
 impl Failure {
     /// A failure of this class; the detail is cut and freed of control characters.
     pub fn new(class: Class, detail: impl Into<String>) -> Self {
-        Self { class, detail: one_line(detail.into()), server_wait_ms: None, server_spread_ms: None }
+        let detail = one_line(detail.into());
+        Self { class, detail, server_wait_ms: None, server_spread_ms: None, close_code: None }
     }
 
     /// What an I/O error means while doing `stage` (`dialing`, `securing`, `up`, …).
@@ -303,7 +306,7 @@ impl Failure {
             _ => Class::Closed,
         };
         let detail = if reason.is_empty() { format!("close {code}") } else { format!("close {code}: {reason}") };
-        Self::new(class, detail)
+        Self { close_code: Some(code), ..Self::new(class, detail) }
     }
 
     /// What an HTTP answer other than 101 means (protocol rule 11), with the server's word where it gave one.

@@ -57,9 +57,15 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// The configuration's defaults, with one endpoint that speaks TLS.
+    /// The configuration's defaults.
     fn default() -> Self {
-        let upstream = Upstream::default();
+        Self::from(&Upstream::default())
+    }
+}
+
+impl From<&Upstream> for Config {
+    /// With one endpoint that speaks TLS, and no remedies.
+    fn from(upstream: &Upstream) -> Self {
         Self {
             reconnect: upstream.reconnect,
             heartbeat: upstream.heartbeat,
@@ -80,6 +86,8 @@ pub struct Remedy {
     pub after_s: u64,
     /// Seconds until it may be run again in the same outage; 0: never.
     pub again_after_s: u64,
+    /// Which one it is, whatever its place in the list: drawn from what is run; not 0.
+    pub id: u32,
 }
 
 /// What happened. The shell reports only of the lookup and the sockets that it was last asked for; what does not fit
@@ -155,6 +163,11 @@ pub enum Input {
     SourcesChanged,
     /// Wall time has just become known.
     ClockSet,
+    /// A remedy that was to be run was not: a session came first.
+    RemedyDropped {
+        /// Its index in the configuration.
+        step: u8,
+    },
     /// The agent is stopping.
     Stop,
 }
@@ -242,6 +255,10 @@ pub struct Saved {
     pub offline_since_boot_ms: u64,
     /// For each remedy that was run in this outage, when, on the boot clock, in s; 0: it was not.
     pub remedies_boot_s: [u32; REMEDIES_MAX],
+    /// Which remedies those are; all 0: only the place in the list says.
+    pub remedies_id: [u32; REMEDIES_MAX],
+    /// For each endpoint the server's word: not before this, on the boot clock, in s.
+    pub words_boot_s: [u32; ENDPOINTS_MAX],
     /// What the wait until then is for.
     pub cause: Option<Class>,
 }

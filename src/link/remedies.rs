@@ -10,6 +10,8 @@ use crate::time::Instant;
 pub(super) struct Remedies {
     /// Since when no session is up.
     offline_since: Option<Instant>,
+    /// An attempt has failed in this process: only then a remedy is worth its price.
+    tried: bool,
     /// When each was run since a session was last stable, in seconds of the boot clock; 0: it was not.
     run_s: [u32; REMEDIES_MAX],
 }
@@ -17,7 +19,7 @@ pub(super) struct Remedies {
 impl Remedies {
     /// What an earlier process left, of this boot or of one whose clock no longer runs: then what was run counts as
     /// run now.
-    pub(super) fn new(saved: &Saved, fresh_boot: bool, now: Instant) -> Self {
+    pub(super) fn new(remedies: &[Remedy], saved: &Saved, fresh_boot: bool, now: Instant) -> Self {
         let now_s = seconds(now);
         let run_s = saved.remedies_boot_s.map(|at_s| match at_s {
             0 => 0,
@@ -26,7 +28,9 @@ impl Remedies {
         });
         let since = Instant::from_micros(saved.offline_since_boot_ms.saturating_mul(1000));
         let known = !fresh_boot && saved.offline_since_boot_ms > 0;
-        Self { offline_since: Some(if known { since.min(now) } else { now }), run_s }
+        let offline_since = Some(if known { since.min(now) } else { now });
+        let was = if saved.remedies_id == [0; REMEDIES_MAX] { ids(remedies) } else { saved.remedies_id };
+        Self { offline_since, tried: false, run_s: moved(run_s, was, remedies) }
     }
 
     /// A session is up.
@@ -44,18 +48,19 @@ impl Remedies {
         self.run_s = [0; REMEDIES_MAX];
     }
 
-    /// After a reload: what is another remedy now was not run.
+    /// An attempt, or a session, has failed.
+    pub(super) fn on_failed(&mut self) {
+        self.tried = true;
+    }
+
+    /// After a reload: each goes on with what was run of it, wherever it stands now.
     pub(super) fn remap(&mut self, was: &[Remedy], is: &[Remedy]) {
-        for (index, run_s) in self.run_s.iter_mut().enumerate() {
-            if was.get(index) != is.get(index) {
-                *run_s = 0;
-            }
-        }
+        self.run_s = moved(self.run_s, ids(was), is);
     }
 
     /// The next one due, and when; none while a session is up.
     pub(super) fn next(&self, remedies: &[Remedy]) -> Option<(Instant, u8)> {
-        let since = self.offline_since?;
+        let since = self.offline_since.filter(|_| self.tried)?;
         let due = |(index, remedy): (usize, &Remedy)| {
             let first = since + Duration::from_secs(remedy.after_s);
             let again = Instant::default()
@@ -76,10 +81,33 @@ impl Remedies {
         }
     }
 
-    /// For [`Saved`].
+    /// It was not run after all.
+    pub(super) fn on_dropped(&mut self, index: u8) {
+        if let Some(run_s) = self.run_s.get_mut(usize::from(index)) {
+            *run_s = 0;
+        }
+    }
+
+    /// For [`Saved`]: since when, and what was run when.
     pub(super) fn saved(&self) -> (u64, [u32; REMEDIES_MAX]) {
         (self.offline_since.map_or(0, |since| since.as_millis().max(1)), self.run_s)
     }
+}
+
+/// Which remedy stands where.
+pub(super) fn ids(remedies: &[Remedy]) -> [u32; REMEDIES_MAX] {
+    std::array::from_fn(|index| remedies.get(index).map_or(0, |remedy| remedy.id))
+}
+
+/// When each of these was run; `run_s` and `was` say it of the places before. The same one listed twice keeps its order.
+fn moved(run_s: [u32; REMEDIES_MAX], mut was: [u32; REMEDIES_MAX], is: &[Remedy]) -> [u32; REMEDIES_MAX] {
+    ids(is).map(|id| {
+        let before = was.iter_mut().zip(run_s).find(|(was, _)| **was == id && id != 0);
+        before.map_or(0, |(was, run_s)| {
+            *was = 0;
+            run_s
+        })
+    })
 }
 
 /// Rounded up, so that nothing is due a moment early, and never 0.

@@ -30,6 +30,13 @@ const YEAR_MS: u64 = 365 * 86_400_000;
 /// How long after its build a program may run, at most: a later time is a mistake, and must not become the floor.
 const LIFE_MS_MAX: u64 = 20 * YEAR_MS;
 
+/// How long after the build a file may have been written, at most, to say something of the time. Beyond, a clock that
+/// was wrong (2036 and 2038 are where clocks overflow) would keep every right one unset.
+const FILES_MS_MAX: u64 = 10 * YEAR_MS;
+
+/// So near two clocks are that are both right.
+const AGREEMENT_MS_MAX: u64 = 3_600_000;
+
 /// What no time before can be now, Unix ms.
 static FLOOR_MS: AtomicU64 = AtomicU64::new(floor_of_build());
 
@@ -68,9 +75,18 @@ fn floor_ms() -> u64 {
 pub fn learn_floor(folder: &Path, file: &Path) {
     let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.metadata());
     let written = files.chain([fs::metadata(file)]).flatten().filter(Metadata::is_file).filter_map(written_ms);
-    if let Some(newest) = written.filter(|ms| is_plausible(*ms)).max() {
+    let latest = floor_of_build().saturating_add(FILES_MS_MAX);
+    if let Some(newest) = written.filter(|ms| *ms < latest).max() {
         FLOOR_MS.fetch_max(newest, Ordering::Relaxed);
     }
+}
+
+/// The upstream says what time it is. Where the clock here says the same, it is set, whatever the files say: they were
+/// written while it was wrong and ahead. True when that is news. The upstream alone sets nothing.
+pub fn confirm(upstream_ms: u64) -> bool {
+    let wall_ms = wall_ms();
+    let agrees = wall_ms >= floor_of_build() && wall_ms.abs_diff(upstream_ms) <= AGREEMENT_MS_MAX;
+    agrees && FLOOR_MS.fetch_min(wall_ms, Ordering::Relaxed) > wall_ms
 }
 
 fn written_ms(metadata: Metadata) -> Option<u64> {

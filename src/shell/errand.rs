@@ -6,6 +6,8 @@ use std::{io, thread};
 
 /// Errands that still hang although nobody waits for them, at most; beyond, a new one that may hang fails at once.
 pub const ABANDONED_MAX: usize = 4;
+/// The same for one that should not hang, and does so only where a file system is ill.
+const ILL_MAX: usize = 2 * ABANDONED_MAX;
 
 /// One errand at a time, the answer a `T`.
 pub struct Errands<T> {
@@ -36,13 +38,14 @@ impl<T: Send + 'static> Errands<T> {
     }
 
     /// Runs this errand and forgets the one before. Its answer is for [`Errands::take`] after the wake-up. Fails when
-    /// no thread can be had. One that cannot hang for long is run however many hang already.
+    /// no thread can be had. One that should not hang is run where others have no place any more.
     pub fn run(&mut self, may_hang: bool, errand: impl FnOnce(&Clerk<T>) -> T + Send + 'static) -> io::Result<()> {
         self.abandon();
         {
             let mut desk = self.shared.desk();
-            if may_hang && desk.alive > ABANDONED_MAX {
-                return Err(io::Error::other(format!("{ABANDONED_MAX} lookups hang already")));
+            let hang_max = if may_hang { ABANDONED_MAX } else { ILL_MAX };
+            if desk.alive > hang_max {
+                return Err(io::Error::other(format!("{hang_max} lookups hang already")));
             }
             desk.alive += 1;
         }
@@ -149,6 +152,9 @@ mod tests {
         errands.run(false, |_| 3).unwrap();
         woken.recv_timeout(DEADLINE).unwrap();
         assert_eq!(errands.take(), Some(3), "what cannot hang is not held up");
+        while errands.run(false, hang).is_ok() {
+            assert!(errands.shared.desk().alive <= ILL_MAX + 1, "without bound");
+        }
         drop(gate);
         // All of them leave, none of them says a word; then there is room again.
         wait_until_all_left(&errands);

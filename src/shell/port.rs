@@ -10,8 +10,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::config::Endpoint;
 use crate::outbox::Draft;
 use crate::record::{Epoch, Fetch, Item, LaneName, Offer, Seq};
+use crate::shell::saved::Written;
 use crate::shell::uplink::Setup;
 use crate::time::Instant;
 
@@ -112,6 +114,8 @@ pub struct ForOutbox {
     pub prepare_offers: bool,
     /// The upstream's time in Unix ms, and when it was told: read with the fetches that follow it.
     pub server_time: Option<(u64, Instant)>,
+    /// What was written to flash beside the outbox since the thread looked.
+    pub beside: Written,
     /// The agent is about to leave: no commit is held back any more.
     pub hurry: bool,
     /// Put everything on flash and leave.
@@ -133,6 +137,7 @@ impl ForOutbox {
             && self.rejected.is_empty()
             && self.foreign.is_empty()
             && !self.prepare_offers
+            && self.beside == Written::default()
             && !self.hurry
             && !self.stop
     }
@@ -149,8 +154,8 @@ pub struct ForUplink {
     pub offers_prepared: bool,
     /// Answers to fetches.
     pub items: Vec<(Fetch, Vec<Item>)>,
-    /// Another configuration, to be taken up in place.
-    pub setup: Option<Box<Setup>>,
+    /// Another configuration, to be taken up in place, and what its `endpoints_file` says, if that is good.
+    pub setup: Option<(Box<Setup>, Option<Vec<Endpoint>>)>,
     /// Someone asks for a reload that changed nothing in the configuration: credentials may have changed.
     pub sources_changed: bool,
     /// Leave.

@@ -3,9 +3,8 @@
 //! (firezone#12138), tokens (perspective#2902) and certificates (thin-edge.io#3157) that were kept too long have
 //! taken others down.
 
-use std::fs::File;
 use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
-use std::io::{self, Read as _};
+use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use tungstenite::http::HeaderValue;
 use super::clock;
 use super::command::{self, Fault};
 use super::transport::{Reach, Tunnel, Validity, dial, tls};
+use crate::config::file;
 use crate::config::secret::{self, SECRET_BYTES_MAX};
 use crate::exit;
 use crate::link::{Class, Failure};
@@ -62,7 +62,7 @@ fn system(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     (host, port).to_socket_addrs().map(Iterator::collect)
 }
 
-/// True where [`prepare`] asks a name server or runs a program.
+/// True where [`prepare`] asks a name server or runs a program; a file takes long only where its file system is ill.
 pub fn may_hang(reach: &Reach) -> bool {
     let literal = reach.first_hop().is_ok_and(|(host, _)| host.parse::<IpAddr>().is_ok());
     !literal || !reach.endpoint.token_command.is_empty() || !reach.endpoint.basic_command.is_empty()
@@ -187,10 +187,8 @@ fn printed(key: &str, command: &[String], timeout: Duration, wanted: impl Fn() -
 }
 
 fn certificates(path: &Path, key: &str, class: Class) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(CERTIFICATES_BYTES_MAX).read_to_end(&mut bytes));
-    read.map_err(|error| Failure::new(class, format!("{key} {}: {error}", path.display())))?;
-    Ok(bytes)
+    let read = file::read(path, CERTIFICATES_BYTES_MAX);
+    read.map_err(|error| Failure::new(class, format!("{key} {}: {error}", path.display())))
 }
 
 fn addresses(lookup: Lookup, host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {

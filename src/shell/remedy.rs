@@ -41,20 +41,44 @@ pub struct Runner {
 
 #[derive(Default)]
 struct Queue {
-    errands: VecDeque<Errand>,
+    jobs: VecDeque<Job>,
     busy: bool,
+}
+
+enum Job {
+    Run(Run),
+    Errand(Errand),
 }
 
 impl Runner {
     /// Behind what it was given before.
     pub fn run(self: &Arc<Self>, run: Run) {
-        self.give(Box::new(move || perform(run)));
+        self.add(Job::Run(run));
     }
 
     /// The same for anything else that may take a while.
     pub fn give(self: &Arc<Self>, errand: Errand) {
+        self.add(Job::Errand(errand));
+    }
+
+    /// Runs that have not begun are not begun any more; what they would have run. What runs goes on: a modem that is
+    /// being reset is not left half reset.
+    pub fn drop_runs(&self) -> Vec<Vec<String>> {
         let mut queue = self.lock();
-        queue.errands.push_back(errand);
+        let (mut dropped, mut kept) = (Vec::new(), VecDeque::new());
+        for job in queue.jobs.drain(..) {
+            match job {
+                Job::Run(run) => dropped.push(run.exec),
+                Job::Errand(errand) => kept.push_back(Job::Errand(errand)),
+            }
+        }
+        queue.jobs = kept;
+        dropped
+    }
+
+    fn add(self: &Arc<Self>, job: Job) {
+        let mut queue = self.lock();
+        queue.jobs.push_back(job);
         if queue.busy {
             return;
         }
@@ -69,12 +93,15 @@ impl Runner {
     fn work(&self) {
         loop {
             let mut queue = self.lock();
-            let Some(errand) = queue.errands.pop_front() else {
+            let Some(job) = queue.jobs.pop_front() else {
                 queue.busy = false;
                 return;
             };
             drop(queue);
-            errand();
+            match job {
+                Job::Run(run) => perform(run),
+                Job::Errand(errand) => errand(),
+            }
         }
     }
 
@@ -93,5 +120,46 @@ fn perform(run: Run) {
             info!(target: "remedy", "ended step={step} program={program} status={status:?} output={output:?}");
         }
         Err(fault) => warn!(target: "remedy", "failed step={step} program={program} fault={fault:?}"),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::fs;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::temp_dir::TempDir;
+
+    #[test]
+    fn a_run_that_waits_can_be_called_off_and_what_else_waits_is_done() {
+        let dir = TempDir::new("runner");
+        let ran = dir.join("ran");
+        let runner = Arc::new(Runner::default());
+        let run = |script: String, before: Errand| Run {
+            step: 0,
+            exec: ["/bin/sh".into(), "-c".into(), script].to_vec(),
+            timeout: Duration::from_secs(60),
+            environment: [("A", String::new()), ("B", String::new())],
+            before,
+        };
+        let (begun, has_begun) = channel();
+        let (go_on, may_go_on) = channel::<()>();
+        let wait = Box::new(move || {
+            begun.send(()).unwrap();
+            may_go_on.recv().unwrap();
+        });
+        runner.run(run(format!("echo first >> {}", ran.display()), wait));
+        has_begun.recv().unwrap();
+        let second = format!("echo second >> {}", ran.display());
+        runner.run(run(second.clone(), Box::new(|| panic!("called off with its run"))));
+        let (done, is_done) = channel();
+        runner.give(Box::new(move || done.send(()).unwrap()));
+        assert_eq!(runner.drop_runs(), [["/bin/sh".to_owned(), "-c".into(), second]]);
+        assert_eq!(runner.drop_runs(), Vec::<Vec<String>>::new(), "once; not the one that runs");
+        go_on.send(()).unwrap();
+        is_done.recv().unwrap();
+        assert_eq!(fs::read_to_string(&ran).unwrap(), "first\n");
     }
 }

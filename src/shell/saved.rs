@@ -2,11 +2,13 @@
 //! crash loop must not bypass the backoff, nor have a fresh flash budget each time. Hints: whatever is wrong with one, its reader begins without.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::config::file;
 
 /// Largest file, in bytes.
 const FILE_BYTES_MAX: u64 = 4096;
@@ -23,8 +25,7 @@ struct Content<T> {
 
 /// What an earlier process left, and whether that was in this boot.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Option<(T, bool)> {
-    let mut bytes = Vec::new();
-    fs::File::open(path).ok()?.take(FILE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let bytes = file::read(path, FILE_BYTES_MAX).ok()?;
     let content: Content<T> = serde_json::from_slice(&bytes).ok()?;
     Some((content.saved, content.boot_id == boot_id()))
 }
@@ -45,7 +46,7 @@ pub fn write<T: Serialize>(path: &Path, saved: T) -> io::Result<()> {
 }
 
 /// The same on flash: there after a power cut, too. Makes the folder.
-pub fn write_durably<T: Serialize>(path: &Path, saved: T) -> io::Result<()> {
+pub fn write_durably<T: Serialize>(path: &Path, saved: T) -> io::Result<Written> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     if let Err(error) = fs::create_dir(folder)
         && error.kind() != io::ErrorKind::AlreadyExists
@@ -54,10 +55,21 @@ pub fn write_durably<T: Serialize>(path: &Path, saved: T) -> io::Result<()> {
     }
     let temporary = path.with_extension("new");
     let mut file = fs::File::create(&temporary)?;
-    file.write_all(serde_json::to_string(&Content { boot_id: boot_id(), saved })?.as_bytes())?;
+    let text = serde_json::to_string(&Content { boot_id: boot_id(), saved })?;
+    file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
-    fs::File::open(folder)?.sync_all()
+    fs::File::open(folder)?.sync_all()?;
+    Ok(Written { bytes: text.len() as u64, syncs: 2 })
+}
+
+/// What something cost flash.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Handed to the file system.
+    pub bytes: u64,
+    /// Calls of fsync.
+    pub syncs: u64,
 }
 
 /// Empty where the kernel does not say: then any file counts as of this boot.

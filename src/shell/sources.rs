@@ -25,7 +25,8 @@ pub struct Sources {
 
 impl Sources {
     /// Watches these files: their folders, because a file is replaced rather than written.
-    pub fn watch<'a>(files: impl Iterator<Item = &'a Path>, registry: &Registry, token: Token) -> io::Result<Self> {
+    /// A file system that is ill may hold it up.
+    pub fn watch<'a>(files: impl Iterator<Item = &'a Path>) -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         let mut names = BTreeSet::from([SWAPPED.into()]);
         for file in files {
@@ -40,8 +41,12 @@ impl Sources {
                 let _ = inotify::add_watch(&inotify, folder, events);
             }
         }
-        registry.register(&mut SourceFd(&inotify.as_raw_fd()), token, Interest::READABLE)?;
         Ok(Self { inotify, names })
+    }
+
+    /// Readable when there may be something that [`Sources::changed`] tells; what came before counts.
+    pub fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(&mut SourceFd(&self.inotify.as_raw_fd()), token, Interest::READABLE)
     }
 
     /// Whether one has changed since it was asked last.
@@ -64,7 +69,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-    use mio::Poll;
+    use mio::{Events, Poll};
 
     use super::*;
     use crate::temp_dir::TempDir;
@@ -74,8 +79,7 @@ mod tests {
         let dir = TempDir::new("sources");
         let token = dir.join("token");
         fs::write(&token, "a").unwrap();
-        let poll = Poll::new().unwrap();
-        let sources = Sources::watch([token.as_path()].into_iter(), poll.registry(), Token(7)).unwrap();
+        let sources = Sources::watch([token.as_path()].into_iter()).unwrap();
         assert!(!sources.changed());
         fs::read(&token).unwrap();
         fs::write(dir.join("other"), "b").unwrap();
@@ -98,10 +102,13 @@ mod tests {
         let (dir, elsewhere) = (TempDir::new("sources"), TempDir::new("sources"));
         fs::write(elsewhere.join("real"), "a").unwrap();
         symlink(elsewhere.join("real"), dir.join("token")).unwrap();
-        let poll = Poll::new().unwrap();
         let files = [dir.join("token"), PathBuf::from("/no/such/folder/file")];
-        let sources = Sources::watch(files.iter().map(PathBuf::as_path), poll.registry(), Token(7)).unwrap();
+        let sources = Sources::watch(files.iter().map(PathBuf::as_path)).unwrap();
         fs::write(elsewhere.join("real"), "b").unwrap();
+        // It was watched before it was registered.
+        let mut poll = Poll::new().unwrap();
+        sources.register(poll.registry(), Token(7)).unwrap();
+        poll.poll(&mut Events::with_capacity(1), None).unwrap();
         assert!(sources.changed());
         symlink("x", dir.join(SWAPPED)).unwrap();
         assert!(sources.changed());

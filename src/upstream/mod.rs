@@ -3,22 +3,24 @@
 //!
 //! It turns transport events into [`link::Input`]s, begins a [`dialect::Session`] at the upgrade and drops it with
 //! everything of it at the session's end, and keeps what outlives a session: the class that ended the last one
-//! (`hello.last`), the batch limit that halves after connections without progress (rule 6), the session number, and
-//! the numberings that are not ours until the outbox has drawn new ones (rule 7).
+//! (`hello.last`), the batch limit that halves after connections without progress (rule 6), the record that the far end
+//! finds too large, the session number, and the numberings that are not ours until the outbox has drawn new ones (rule 7).
 
 pub mod cap;
+mod too_large;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::config::Encoding;
 use crate::dialect::message::Frame;
-use crate::dialect::{self, Greeting, Purpose, Session};
+use crate::dialect::{self, Greeting, InFlight, Purpose, Session};
 use crate::link::{self, Class, Failure, Link};
 use crate::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
 use crate::status::{LinkView, Quality};
 use crate::time::Instant;
 use cap::Cap;
+use too_large::TooLarge;
 
 /// What the upstream is made of.
 #[derive(Debug, Clone)]
@@ -106,8 +108,8 @@ pub enum Input<'a> {
     Pong(&'a [u8]),
     /// All bytes that were on the wire since the process started, in both directions.
     Wire(u64),
-    /// The last ping asked for has left our buffer.
-    PingFlushed,
+    /// The ping with this number has left our buffer, or the one without.
+    PingFlushed(Option<u64>),
     /// The outbox has something new.
     Offers(&'a [Offer]),
     /// The outbox's answer.
@@ -130,6 +132,11 @@ pub enum Input<'a> {
     CredentialsUnchanged,
     /// A credential or a certificate changed on disk, or someone asks for a reload.
     SourcesChanged,
+    /// See [`link::Input::RemedyDropped`].
+    RemedyDropped {
+        /// Its index in the configuration.
+        step: u8,
+    },
     /// Wall time has just become known.
     ClockSet,
     /// The agent is stopping.
@@ -271,6 +278,7 @@ pub struct Upstream {
     /// Refused and not yet acked: a `welcome` repeats refusals, and each counts once. What a connection may refuse is
     /// in its window, or in its `welcome`.
     refused: BTreeSet<(LaneName, Epoch, Seq)>,
+    too_large: TooLarge,
     cap: Cap,
     /// The boot that has taken a session over, where the server named it.
     taken_over_by: Option<String>,
@@ -285,7 +293,7 @@ struct Live {
     name: Option<String>,
     /// A refusal was reported: one event a session.
     refused: bool,
-    /// The number in the heartbeat's newest ping, where pings are numbered.
+    /// The number in the heartbeat's newest ping, where it has one.
     heartbeat: Option<u64>,
 }
 
@@ -305,6 +313,7 @@ impl Upstream {
             sessions: 0,
             foreign: Vec::new(),
             refused: BTreeSet::new(),
+            too_large: TooLarge::default(),
             cap,
             taken_over_by: None,
             outputs: VecDeque::new(),
@@ -317,7 +326,8 @@ impl Upstream {
         let bytes_per_s = self.session.as_ref().and_then(|live| live.session.bytes_per_s());
         let view = self.link.view();
         let url = view.endpoint.and_then(|index| self.endpoints.get(usize::from(index)).cloned());
-        LinkView { session, url, quality: Quality { bytes_per_s, ..view.quality }, ..view }
+        let urls = self.endpoints.clone();
+        LinkView { session, url, urls, quality: Quality { bytes_per_s, ..view.quality }, ..view }
     }
 
     /// Bytes on the wire in the last 24 hours, and whether only lanes that are exempt may add to them.
@@ -359,7 +369,7 @@ impl Upstream {
             Input::Binary(bytes) => self.tell(dialect::Input::Binary(bytes), now),
             Input::Pong(payload) => self.on_pong(payload, now),
             Input::Wire(bytes) => self.on_wire(bytes, now),
-            Input::PingFlushed => self.link.handle_input(link::Input::PingFlushed, now),
+            Input::PingFlushed(counter) => self.on_ping_flushed(counter, now),
             Input::Offers(offers) => {
                 let ours = self.ours(offers);
                 self.tell(dialect::Input::Offers(&ours), now);
@@ -372,6 +382,7 @@ impl Upstream {
             Input::CredentialsUnchanged => self.link.handle_input(link::Input::CredentialsUnchanged, now),
             Input::SourcesChanged => self.link.handle_input(link::Input::SourcesChanged, now),
             Input::ClockSet => self.link.handle_input(link::Input::ClockSet, now),
+            Input::RemedyDropped { step } => self.link.handle_input(link::Input::RemedyDropped { step }, now),
             Input::Stop => self.link.handle_input(link::Input::Stop, now),
         }
         self.settle(now);
@@ -417,6 +428,7 @@ impl Upstream {
             encoding,
             capped: self.cap.is_spent(),
             batch_records_max: self.batch_records_max,
+            lone_records: self.too_large.lone_records(),
         };
         let session = Session::new(Arc::clone(&self.dialect), greeting, now);
         self.session = Some(Live { session, name: None, refused: false, heartbeat: None });
@@ -441,29 +453,45 @@ impl Upstream {
     }
 
     fn on_failed(&mut self, failure: Failure, now: Instant) {
+        let accepted = self.session.is_some();
+        let too_large = self.session.as_ref().filter(|_| failure.close_code == Some(1009));
+        let too_large = too_large.map(|live| live.session.in_flight());
         self.end_session();
-        let replaced = (failure.class == Class::Replaced).then(|| failure.detail.clone());
-        let failure = Failure { class: self.taken_over(failure.class, &failure.detail), ..failure };
-        self.link.handle_input(link::Input::Failed(failure), now);
+        if let Some(in_flight) = too_large {
+            self.on_too_large(in_flight);
+        }
+        let class = if accepted { self.taken_over(failure.class, &failure.detail) } else { failure.class };
+        let replaced = matches!(class, Class::Replaced | Class::Clone).then(|| failure.detail.clone());
+        self.link.handle_input(link::Input::Failed(Failure { class, ..failure }), now);
         if let (Some(detail), Some(Class::Clone)) = (replaced, self.link.last_class()) {
             self.event("clone_suspected", format!("another device seems to use this identity: {detail}"));
         }
     }
 
-    /// A takeover whose reason names the newcomer's boot (rule 11). Our own is a connection of ours that came late. One
-    /// that takes over, is taken over by us and comes back is no reboot, however long each session was.
+    /// A takeover whose reason names the newcomer's boot (rule 11), or a close of another kind that reports one. Our own
+    /// is a connection of ours that came late. One that takes over, is taken over by us and comes back is no reboot,
+    /// however long each session was.
     fn taken_over(&mut self, class: Class, detail: &str) -> Class {
-        let boot = detail.rsplit(' ').next().unwrap_or_default();
-        // A word like any other is no nonce.
-        if class != Class::Replaced || boot.len() < 6 || !boot.contains(|c: char| c.is_ascii_digit()) {
-            return class;
-        }
-        if boot == self.boot {
-            return class;
-        }
+        let boot = match class {
+            // A word like any other is no nonce.
+            Class::Replaced => detail.rsplit(' ').next().filter(|boot| boot.len() >= 6 && has_digit(boot)),
+            _other if matches!(class, Class::Closed | Class::Protocol) => self.reported_boot(detail),
+            _other => None,
+        };
+        let Some(boot) = boot.filter(|boot| *boot != self.boot) else { return class };
         let again = self.taken_over_by.as_deref() == Some(boot);
         self.taken_over_by = Some(boot.to_owned());
-        if again { Class::Clone } else { class }
+        if again { Class::Clone } else { Class::Replaced }
+    }
+
+    /// The boot that the reason of a close names: alone, or at its end where it speaks of one. It has the shape of ours;
+    /// many a word at the end of a reason names the server's own release or trace.
+    fn reported_boot<'a>(&self, detail: &'a str) -> Option<&'a str> {
+        let (_, reason) = detail.strip_prefix("close ")?.split_once(": ")?;
+        let boot = reason.rsplit([' ', '=', ':']).next()?;
+        let like_ours = boot.len() == self.boot.len() && boot.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_meant = boot == reason || reason.to_ascii_lowercase().contains("boot");
+        (like_ours && has_digit(boot) && is_meant).then_some(boot)
     }
 
     /// The offers without the numberings that are not ours. The outbox needs a moment to draw new ones (rule 7);
@@ -474,10 +502,17 @@ impl Upstream {
         offers.iter().filter(|offer| !self.foreign.iter().any(|pair| is(pair, offer))).cloned().collect()
     }
 
-    /// Where pings are numbered, a heartbeat's round trip is that of its own number: any other pong is life, no more.
+    /// The heartbeat's round trip begins with its own ping: others are the session's.
+    fn on_ping_flushed(&mut self, counter: Option<u64>, now: Instant) {
+        if self.session.as_ref().is_some_and(|live| live.heartbeat == counter) {
+            self.link.handle_input(link::Input::PingFlushed, now);
+        }
+    }
+
+    /// And it ends with its own pong: any other is life, no more.
     fn on_pong(&mut self, payload: &[u8], now: Instant) {
-        let wanted = self.session.as_ref().and_then(|live| live.heartbeat);
-        if wanted.is_none_or(|counter| payload == counter.to_string().as_bytes()) {
+        let heartbeat = self.session.as_ref().and_then(|live| live.heartbeat);
+        if payload == heartbeat.map_or_else(String::new, |counter| counter.to_string()).as_bytes() {
             self.link.handle_input(link::Input::Pong, now);
             if let (Some(live), Some(rto)) = (&mut self.session, self.link.rto()) {
                 live.session.set_rto(rto);
@@ -531,6 +566,7 @@ impl Upstream {
             dialect::Output::Proved => self.link.handle_input(link::Input::Proved, now),
             dialect::Output::Acked { lane, epoch, seq } => {
                 self.refused.retain(|refused| (&refused.0, refused.1) != (&lane, epoch) || refused.2 > seq);
+                self.too_large.on_acked(&lane, epoch, seq);
                 self.outputs.push_back(Output::Acked { lane, epoch, seq });
                 self.grow_batches();
             }
@@ -584,6 +620,15 @@ impl Upstream {
         }
     }
 
+    fn on_too_large(&mut self, in_flight: InFlight) {
+        let Some((lane, epoch, seq)) = self.too_large.on_too_large(in_flight) else { return };
+        if self.refused.insert((lane.clone(), epoch, seq)) {
+            let reason = "the far end closes with 1009 at it, each time: too big".to_owned();
+            self.event("record_rejected", format!("lane {lane}: record {seq} is refused for ever: {reason}"));
+            self.outputs.push_back(Output::Rejected { lane, epoch, seq, reason, ours: true });
+        }
+    }
+
     /// One event a session, whatever the number of refusals: each of them is counted by the outbox.
     fn on_rejected(&mut self, lane: &LaneName, seq: Seq, reason: &str) {
         let Some(live) = self.session.as_mut().filter(|live| !live.refused) else { return };
@@ -595,6 +640,7 @@ impl Upstream {
     fn endpoint_index(&mut self, url: &str) -> Option<u8> {
         let index = self.endpoints.iter().position(|known| known == url).and_then(|index| u8::try_from(index).ok());
         if index.is_none() {
+            let url = link::one_line(url.into());
             self.event("unknown_endpoint", format!("the server sends us to {url}, which is not configured: ignored"));
         }
         index
@@ -614,10 +660,10 @@ impl Upstream {
     /// Nothing of the session outlives it: what it wanted sent or fetched is forgotten with it.
     fn end_session(&mut self) {
         let Some(Live { session, .. }) = self.session.take() else { return };
-        if session.records_sent() > 0 && !session.progressed() {
-            // No batch was larger than all that was sent: so the next ones are half of what did not get through.
-            let sent = u32::try_from(session.records_sent()).unwrap_or(u32::MAX);
-            self.batch_records_max = (self.batch_records_max.min(sent) / 2).max(1);
+        self.too_large.on_end(session.lone_records());
+        if session.largest_batch() > 0 && !session.progressed() {
+            // Half of what did not get through, which may have been less than what was allowed.
+            self.batch_records_max = (self.batch_records_max.min(session.largest_batch()) / 2).max(1);
         }
         self.outputs.retain(|output| match output {
             Output::Transmit { .. } | Output::Ping { .. } | Output::Fetch(_) => false,
@@ -647,6 +693,10 @@ impl Upstream {
             "batches are bounded"
         );
     }
+}
+
+fn has_digit(word: &str) -> bool {
+    word.bytes().any(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]

@@ -37,8 +37,7 @@ impl Script {
             window_bytes: 1 << 20,
             batch_bytes_max: 65_536,
             ack_timeout_ms: 30_000,
-            // One more than is configured: the dialect lets it pass.
-            endpoint_urls: vec![NEAR.into(), FAR.into(), "ws://else.example/".into()],
+            start_bytes: u32::MAX,
             ..dialect::Config::default()
         };
         let setup = Setup {
@@ -356,14 +355,19 @@ fn takeovers_in_a_row_raise_an_event() {
 
 /// The classes of so many sessions that end with 4009 and one of these reasons each, none of them stable.
 fn taken_over(reasons: &[&str]) -> Vec<Option<Class>> {
+    closed(&reasons.iter().map(|reason| (4009, *reason)).collect::<Vec<_>>())
+}
+
+/// The same for any close code.
+fn closed(closes: &[(u16, &str)]) -> Vec<Option<Class>> {
     let mut script = Script::new();
-    let ended = |reason: &&str| {
+    let ended = |(code, reason): &(u16, &str)| {
         script.upgrade();
         script.welcome(0);
-        script.tell(Input::Failed(Failure::from_close(4009, reason)));
+        script.tell(Input::Failed(Failure::from_close(*code, reason)));
         script.upstream.link.last_class()
     };
-    reasons.iter().map(ended).collect()
+    closes.iter().map(ended).collect()
 }
 
 #[test]
@@ -374,6 +378,25 @@ fn a_boot_that_takes_over_again_is_a_clone_and_a_reboot_is_none() {
     assert_eq!(taken_over(&["7f3a9c01", "55aa0102"]), [once, once], "it rebooted in between");
     assert_eq!(taken_over(&["replaced", "replaced"]), [once, once], "a word is no nonce");
     assert_eq!(taken_over(&["c0ffee"; 2]), [once; 2], "our own, come late");
+}
+
+#[test]
+fn a_session_that_is_accepted_and_closed_with_another_boot_is_one_taken_over() {
+    // knolleary/pubsubclient#129: the server closes the older connection, and does not say with a code of its own why.
+    let (once, again) = (Some(Class::Replaced), Some(Class::Clone));
+    for code in [1000, 1001, 1008, 4000] {
+        assert_eq!(closed(&[(code, "a1b2c3"), (code, "a1b2c3")]), [once, again], "{code}: the same one comes back");
+        assert_eq!(closed(&[(code, "boot=a1b2c3"), (4009, "a1b2c3")]), [once, again], "{code}: whatever the code");
+        let reboots = ["newer boot a1b2c3", "newer boot a1b2c4", "newer boot a1b2c5"].map(|reason| (code, reason));
+        assert_eq!(closed(&reboots), [once, once, again], "{code}: three in a row, none of them stable");
+        assert_eq!(closed(&[(code, "c0ffee"); 3]).last(), closed(&[(code, ""); 3]).last(), "{code}: our own");
+    }
+    // What only looks like it: a release, a trace, a word. And what says something else is heard.
+    for reason in ["release 4f3a2b", "deploy 2024.10", "facade", "rebooting"] {
+        assert_eq!(closed(&[(1012, reason); 3]), [Some(Class::Closed); 3], "{reason}");
+    }
+    assert_eq!(closed(&[(1013, "a1b2c3"); 3]), [Some(Class::Overload); 3]);
+    assert_eq!(closed(&[(3000, "a1b2c3"); 3]), [Some(Class::Credentials); 3]);
 }
 
 #[test]
@@ -415,7 +438,7 @@ fn a_stalled_session_ends_by_its_own_deadline() {
         script.upstream.handle_timeout(script.now);
         script.drain();
         if script.take(|output| matches!(output, Output::Ping { .. })).is_some() {
-            script.tell(Input::PingFlushed);
+            script.tell(Input::PingFlushed(None));
             script.tell(Input::Pong(b""));
         }
     }
@@ -442,7 +465,7 @@ fn where_pings_are_numbered_the_heartbeats_own_pong_alone_is_its_round_trip() {
             break counter.expect("numbered");
         }
     };
-    script.tell(Input::PingFlushed);
+    script.tell(Input::PingFlushed(Some(counter)));
     script.now = script.now + Duration::from_secs(1);
     for other in ["", "0", "999"] {
         script.tell(Input::Pong(other.as_bytes()));
@@ -450,6 +473,95 @@ fn where_pings_are_numbered_the_heartbeats_own_pong_alone_is_its_round_trip() {
     assert_eq!(script.upstream.view().rtt, None);
     script.tell(Input::Pong(counter.to_string().as_bytes()));
     assert_eq!(script.upstream.view().rtt, Some(Duration::from_secs(1)));
+}
+
+#[test]
+fn a_ping_of_the_session_neither_begins_nor_ends_the_heartbeats_round_trip() {
+    let mut script = Script::new();
+    script.upgrade();
+    script.welcome(40);
+    script.outputs.clear();
+    while script.take(|output| matches!(output, Output::Ping { counter: None })).is_none() {
+        let (at, _) = script.upstream.poll_timeout().expect("a session has deadlines");
+        script.now = script.now.max(at);
+        script.upstream.handle_timeout(script.now);
+        script.drain();
+    }
+    script.tell(Input::PingFlushed(Some(1)));
+    script.now = script.now + Duration::from_secs(1);
+    script.tell(Input::PingFlushed(None));
+    script.now = script.now + Duration::from_secs(1);
+    script.tell(Input::Pong(b"1"));
+    assert_eq!(script.upstream.view().rtt, None);
+    script.now = script.now + Duration::from_secs(1);
+    script.tell(Input::Pong(b""));
+    assert_eq!(script.upstream.view().rtt, Some(Duration::from_secs(2)));
+}
+
+/// The records that go out at once, in a session that begins above `acked`.
+fn first_numbers(script: &mut Script, acked: Seq) -> Vec<Seq> {
+    script.upgrade();
+    script.welcome(acked);
+    numbers(script)
+}
+
+fn numbers(script: &mut Script) -> Vec<Seq> {
+    let numbers = |message| match message {
+        AgentMessage::Records { records, .. } => records.into_iter().map(|record| record.seq).collect(),
+        AgentMessage::Hello(_) | AgentMessage::Gap { .. } | AgentMessage::Done { .. } => Vec::new(),
+    };
+    script.sent().into_iter().flat_map(numbers).collect()
+}
+
+#[test]
+fn a_record_that_is_always_answered_by_1009_is_found_and_given_up_after_three_tries_alone() {
+    let mut script = Script::new();
+    let refused = |script: &mut Script| script.take(|output| matches!(output, Output::Rejected { .. }));
+    let too_big = || Input::Failed(Failure::from_close(1009, "message too big"));
+    // It is the fifth of forty.
+    assert_eq!(first_numbers(&mut script, 0), (1..=40).collect::<Vec<_>>());
+    script.tell(too_big());
+    assert_eq!(first_numbers(&mut script, 0), [1], "one at a time");
+    for seq in 1..=4 {
+        script.ack(seq);
+        assert_eq!(numbers(&mut script), [seq + 1]);
+    }
+    for _ in 0..2 {
+        script.tell(too_big());
+        assert_eq!(refused(&mut script), None);
+        assert_eq!(first_numbers(&mut script, 4), [5]);
+        // What else ends a session meanwhile counts for nothing.
+        script.reset();
+        assert_eq!(first_numbers(&mut script, 4), [5]);
+    }
+    script.events();
+    script.tell(too_big());
+    assert_eq!(script.events(), ["record_rejected"]);
+    let Some(Output::Rejected { seq: 5, ours: true, .. }) = refused(&mut script) else { panic!("not given up") };
+    assert_eq!(refused(&mut script), None);
+    assert_eq!(first_numbers(&mut script, 5), (6..=40).collect::<Vec<_>>(), "all at once again");
+}
+
+#[test]
+fn a_record_that_gets_through_at_the_third_try_is_no_longer_suspect_and_other_ends_accuse_none() {
+    let mut script = Script::new();
+    script.offers = vec![offer(1, 2)];
+    for end in [1009, 1009, 1011, 1006] {
+        assert_eq!(first_numbers(&mut script, 0), [1]);
+        script.tell(Input::Failed(Failure::from_close(end, "")));
+    }
+    assert_eq!(first_numbers(&mut script, 0), [1]);
+    script.ack(1);
+    script.offers = vec![offer(1, 3)];
+    let offers = script.offers.clone();
+    script.tell(Input::Offers(&offers));
+    assert_eq!(numbers(&mut script), [2]);
+    script.tell(Input::Failed(Failure::from_close(1009, "")));
+    for _ in 0..9 {
+        assert_eq!(first_numbers(&mut script, 1), [2]);
+        script.tell(Input::Failed(Failure::from_close(1011, "")));
+    }
+    assert!(script.take(|output| matches!(output, Output::Rejected { .. })).is_none());
 }
 
 #[test]

@@ -22,6 +22,17 @@ fn page() -> String {
     fs::read_to_string(root("docs/failures.md")).expect("the page is there")
 }
 
+/// Fails where one of these, `file::test` each, is no test.
+fn assert_tests(cell: &str) {
+    for reference in cell.split(", ") {
+        let (file, test) = word(reference).split_once("::").expect("file::test");
+        let source = fs::read_to_string(root(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let body = source.split_once(&format!("fn {test}()")).unwrap_or_else(|| panic!("{file} has no test {test}"));
+        let attribute = body.0.rsplit("\n\n").next().unwrap_or_default();
+        assert!(attribute.contains("#[test]"), "{file}: {test} is no test");
+    }
+}
+
 /// The cells of the table under this heading, without its head.
 fn table(page: &str, heading: &str) -> Vec<Vec<String>> {
     let (_, section) = page.split_once(&format!("\n## {heading}\n")).expect("the heading is there");
@@ -107,11 +118,7 @@ fn page_names_tests_that_are_there_and_one_for_every_class() {
     let mut tested: Vec<String> = rows().iter().map(|row| row.class.to_owned()).collect();
     for row in table(&page, "Staged elsewhere") {
         tested.extend(row[1].split(", ").map(|class| word(class).to_owned()));
-        for reference in row[2].split(", ") {
-            let (file, test) = word(reference).split_once("::").expect("file::test");
-            let source = fs::read_to_string(root(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
-            assert!(source.contains(&format!("fn {test}()")), "{file} has no test {test}");
-        }
+        assert_tests(&row[2]);
     }
     for class in Class::ALL {
         assert!(tested.iter().any(|name| name == class.name()), "nothing stages {}", class.name());
@@ -119,6 +126,23 @@ fn page_names_tests_that_are_there_and_one_for_every_class() {
     for name in tested {
         class_named(&name);
     }
+}
+
+#[test]
+fn page_of_the_link_names_a_test_for_each_lesson() {
+    let page = fs::read_to_string(root("docs/link.md")).expect("the page is there");
+    let lessons = table(&page, "Lessons");
+    assert!(lessons.len() > 30, "{}", lessons.len());
+    let mut issues: Vec<&str> = Vec::new();
+    for row in &lessons {
+        let (peer, number) = row[0].split_once('#').expect("owner/repository#number");
+        assert!(peer.split('/').count() == 2 && number.parse::<u32>().is_ok(), "{}", row[0]);
+        issues.push(&row[0]);
+        assert_tests(&row[2]);
+    }
+    issues.sort_unstable();
+    issues.dedup();
+    assert_eq!(issues.len(), lessons.len(), "one row an issue");
 }
 
 /// What the code tells apart by a number, a row stages by that number.

@@ -194,6 +194,7 @@ impl Agent {
             encoding: Some(Encoding::Postcard),
             capped: false,
             batch_records_max: self.batch_records_max,
+            lone_records: 0,
         };
         self.session = Some(Session::new(Arc::clone(&self.dialect), greeting, NOW));
         self.perform(conn, facts)
@@ -268,8 +269,9 @@ impl Agent {
                     }
                     self.hang_up(conn);
                 }
-                Output::Proved | Output::Forgotten { .. } => {}
-                Output::Ping(_) | Output::Command { .. } | Output::Retry { .. } => {
+                // That no pong comes says nothing of the acks.
+                Output::Proved | Output::Forgotten { .. } | Output::Ping(_) => {}
+                Output::Command { .. } | Output::Retry { .. } => {
                     return Err(format!("never asked for: {output:?}"));
                 }
             }

@@ -108,6 +108,8 @@ pub struct Lab {
     pub world: Namespace,
     pub receiver: Receiver,
     pub agent: Agent,
+    /// As the agent was given it.
+    pub config: Config,
     pub dir: TempDir,
 }
 
@@ -130,7 +132,7 @@ impl Lab {
         change(&mut config);
         let mut agent = Agent::new(&dir, &config);
         agent.run_through(&gateway.enter());
-        Self { gateway, world, receiver, agent, dir }
+        Self { gateway, world, receiver, agent, config, dir }
     }
 
     /// Waits until the session is proved stable: what is kept beside the socket asks for no wait any more.
@@ -170,6 +172,12 @@ fn missing() -> Option<String> {
         }
     }
     let pair = "ip link add v0 type veth peer name v1 && nft add table inet t";
-    let possible = runs("unshare", &["--net", "--mount", "sh", "-ec", pair]);
-    (!possible).then(|| "no network namespace with veth and nftables is to be had".into())
+    let ipv6 = "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad && ip link add v0 type veth peer name v1 && \
+        ip -6 addr add fd00::1/64 dev v0";
+    for (script, what) in [(pair, "veth and nftables"), (ipv6, "IPv6")] {
+        if !runs("unshare", &["--net", "--mount", "sh", "-ec", script]) {
+            return Some(format!("no network namespace with {what} is to be had"));
+        }
+    }
+    None
 }

@@ -40,10 +40,12 @@ impl Server {
         Some(server)
     }
 
-    fn python(dir: &Path, file: &Path) -> Option<Self> {
+    fn python(dir: &Path, file: &Path, message_bytes_max: u32) -> Option<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plain/server.py");
         Self::new(dir, &["/usr/bin/python3", "-c", "import websockets"], |port| {
-            ["/usr/bin/python3", "-B", &text(&script), &port.to_string(), &text(file)].map(Into::into).into()
+            let (script, port, file, max) =
+                (text(&script), port.to_string(), text(file), message_bytes_max.to_string());
+            ["/usr/bin/python3", "-B", &script, &port, &file, &max].map(Into::into).into()
         })
     }
 
@@ -164,19 +166,19 @@ impl Bench {
         arrived
     }
 
-    /// Everything promised is there; text as text, bytes as bytes, and first copies in the order in which they were put.
-    fn check(&mut self, case: &str) {
-        self.agent.wait_drained();
-        let line = |body: &[u8]| match std::str::from_utf8(body) {
-            Ok(text) => text.to_owned(),
-            Err(_) => format!("hex:{}", body.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
-        };
-        let promised: Vec<_> = self.producer.committed.iter().map(|record| line(&record.body)).collect();
-        // A server that confirms before it writes is a moment behind.
+    /// A server that confirms before it writes is a moment behind.
+    fn wait_arrived(&self, promised: &[String], case: &str) {
         wait_until(DEADLINE, format!("{case}: everything promised has arrived"), || {
             let arrived = self.arrived();
             promised.iter().all(|body| arrived.contains_key(body))
         });
+    }
+
+    /// Everything promised is there; text as text, bytes as bytes, and first copies in the order in which they were put.
+    fn check(&mut self, case: &str) {
+        self.agent.wait_drained();
+        let promised: Vec<_> = self.producer.committed.iter().map(|record| line(&record.body)).collect();
+        self.wait_arrived(&promised, case);
         let handed_in: u32 = self.arrived().values().sum();
         let known: Vec<_> =
             promised.iter().cloned().chain(self.producer.uncertain.iter().map(|body| line(body))).collect();
@@ -197,6 +199,14 @@ impl Bench {
     }
 }
 
+/// A body, as the server writes it.
+fn line(body: &[u8]) -> String {
+    match std::str::from_utf8(body) {
+        Ok(text) => text.to_owned(),
+        Err(_) => format!("hex:{}", body.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+    }
+}
+
 /// Puts while the agent is killed three times.
 fn kill_agents(bench: &mut Bench, port: u16) {
     for _ in 0..3 {
@@ -210,12 +220,43 @@ fn kill_agents(bench: &mut Bench, port: u16) {
 #[test]
 fn nothing_is_missing_at_a_python_server_however_often_the_agent_is_killed() {
     let mut bench = Bench::new();
-    let Some(server) = Server::python(&bench.dir, &bench.file) else { return };
+    let Some(server) = Server::python(&bench.dir, &bench.file, 1 << 20) else { return };
     bench.start(server.port);
     bench.put(1);
     bench.agent.wait_up();
     kill_agents(&mut bench, server.port);
     bench.check("python");
+}
+
+/// A record that the server always answers by 1009 would hold up its lane for ever.
+#[test]
+fn a_record_that_the_server_takes_in_no_size_is_given_up_counted_and_named_and_the_others_arrive() {
+    let mut bench = Bench::new();
+    let Some(server) = Server::python(&bench.dir, &bench.file, 1000) else { return };
+    bench.start(server.port);
+    bench.put(1);
+    assert_eq!(bench.producer.put_all(vec![("t".into(), vec![b'x'; 5000])]), Handed::Answered);
+    bench.put(2);
+    bench.agent.wait_status("a record is given up", |status| agent::sum_over_lanes(status, "rejected") == 1);
+    bench.put(1);
+    bench.producer.committed.retain(|record| record.body.len() < 1000);
+    let promised: Vec<_> = bench.producer.committed.iter().map(|record| line(&record.body)).collect();
+    assert_eq!(promised.len(), 160);
+    bench.wait_arrived(&promised, "too big");
+    let mut others = BTreeMap::new();
+    wait_until(DEADLINE, "the event arrives", || {
+        others = bench.arrived();
+        others.retain(|line, _| !promised.contains(line));
+        !others.is_empty()
+    });
+    assert!(others.len() == 1 && others.keys().all(|line| line.contains("record_rejected")), "{others:?}");
+    let status = bench.agent.status().unwrap();
+    assert_eq!(agent::sum_over_lanes(&status, "rejected"), 1);
+    // At first among others, then three times alone.
+    assert!(agent::failures(&status, "protocol") >= 3, "{status}");
+    let log = bench.agent.log();
+    let named: Vec<_> = log.lines().filter(|line| line.contains("record rejected lane=")).collect();
+    assert!(matches!(named[..], [line] if line.contains(" seq=41 ") && line.contains("1009")), "{named:?}");
 }
 
 /// `ws` hands a message on before it looks at the ping behind it: a pong of it says that the message was written, so

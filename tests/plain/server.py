@@ -1,6 +1,6 @@
 """A server that knows nothing of us: Debian's python3-websockets. Each message is a line of the file.
 
-    /usr/bin/python3 server.py PORT FILE
+    /usr/bin/python3 server.py PORT FILE [MESSAGE_BYTES_MAX]
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import sys
 import websockets
 
 PORT, FILE = int(sys.argv[1]), sys.argv[2]
+MESSAGE_BYTES_MAX = int(sys.argv[3]) if len(sys.argv) > 3 else 1 << 20
 
 
 async def main():
@@ -22,7 +23,7 @@ async def main():
             except websockets.ConnectionClosed:
                 pass
 
-        async with websockets.serve(take, "127.0.0.1", PORT):
+        async with websockets.serve(take, "127.0.0.1", PORT, max_size=MESSAGE_BYTES_MAX):
             await asyncio.Future()
 
 

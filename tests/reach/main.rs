@@ -6,6 +6,7 @@
 mod bench;
 mod certificates;
 mod credentials;
+mod interface;
 mod proxies;
 mod race;
 mod redirects;

@@ -9,6 +9,7 @@ use backhaul::config::Endpoint;
 use crate::bench::{Bench, detail, endpoint, replace, secret};
 use crate::support::agent;
 use crate::support::authority::Authority;
+use crate::support::fault_server::FaultServer;
 use crate::support::gate::{Gate, Reply};
 use crate::support::producer::{Handed, Producer};
 use crate::support::receiver::Receiver;
@@ -234,4 +235,34 @@ fn an_environment_that_cannot_be_obeyed_is_told_and_not_passed_by() {
     let detail = bench.wait_failed("wrong_place");
     assert!(detail.starts_with("proxy: all_proxy of the environment is socks5://"), "{detail}");
     bench.assert_secret(&["sesame"]);
+}
+
+#[test]
+fn a_preferred_endpoint_behind_a_proxy_is_looked_at_through_it() {
+    let proxy = Gate::new(|_| Reply::http(502, ""));
+    let reserve = FaultServer::new();
+    let mut bench =
+        Bench::new(|server, _| Endpoint { proxy: format!("http://{}", proxy.address()), ..endpoint(&server.url()) });
+    bench.adjust(|config| {
+        config.upstream.endpoints.push(endpoint(&reserve.url()));
+        config.upstream.reconnect.failback_ms = 200;
+        config.upstream.reconnect.slow_ms_max = 400;
+    });
+    bench.start();
+    let at = |status: &serde_json::Value, url: &str| {
+        agent::state(status) == "up" && status["link"]["endpoint"].as_str() == Some(url)
+    };
+    let status = bench.agent.wait_status("it is up at the reserve", |status| at(status, &reserve.url()));
+    // The proxy lives, and what is behind it does not: looks go on, the session stays.
+    let (sessions, looks) = (agent::sessions(&status), proxy.count());
+    wait_until(DEADLINE, "it is looked at", || proxy.count() >= looks + 4);
+    let status = bench.agent.wait_up();
+    assert!(at(&status, &reserve.url()) && agent::sessions(&status) == sessions, "{status:#}");
+    assert_eq!(bench.server.attempts(), 0, "nothing went past the proxy");
+    let to = format!("127.0.0.1:{}", bench.server.port());
+    proxy.set(move |_| Reply::tunnel(&to));
+    let status = bench.agent.wait_status("it is back", |status| at(status, &bench.server.url()));
+    assert_eq!(agent::failures(&status, "failback"), 1, "{status:#}");
+    let head = format!("CONNECT 127.0.0.1:{} HTTP/1.1\r\n", bench.server.port());
+    assert!(proxy.heads().iter().all(|seen| seen.starts_with(&head)), "{:?}", proxy.heads());
 }

@@ -41,7 +41,8 @@ fn random_config(rng: &mut Rng) -> Config {
         adaptive: rng.bool(),
         ..Heartbeat::default()
     };
-    let remedy = |rng: &mut Rng| Remedy { after_s: rng.u64(1..4000), again_after_s: rng.u64(0..3) * 5000 };
+    let remedy =
+        |rng: &mut Rng| Remedy { after_s: rng.u64(1..4000), again_after_s: rng.u64(0..3) * 5000, id: rng.u32(1..4) };
     Config {
         reconnect,
         heartbeat,

@@ -69,8 +69,9 @@ impl Faults {
 #[derive(Debug, Clone)]
 enum Wire {
     Frame(Frame),
-    Ping,
-    Pong,
+    /// With this number, or none.
+    Ping(Option<u64>),
+    Pong(Option<u64>),
     Close(u16),
     Reset,
 }
@@ -345,7 +346,6 @@ impl World {
             window_bytes: 20_000,
             batch_bytes_max: 5000,
             ack_timeout_ms: 1000,
-            endpoint_urls: vec!["ws://sim".into()],
             ..dialect::Config::default()
         };
         let setup = Setup {
@@ -482,10 +482,10 @@ impl World {
                 Output::Foreign { lane, epoch } => queue(Work::Foreign(lane, epoch)),
                 Output::Save(saved) => self.saved = Some(saved),
                 Output::Transmit { frame, .. } => self.transmit(frame)?,
-                Output::Ping { .. } => {
-                    self.send_up(Wire::Ping);
+                Output::Ping { counter } => {
+                    self.send_up(Wire::Ping(counter));
                     if let Some(agent) = &mut self.agent {
-                        agent.upstream.handle_input(Input::PingFlushed, self.now);
+                        agent.upstream.handle_input(Input::PingFlushed(counter), self.now);
                     }
                 }
                 Output::Drop { close } => self.drop_transport(close),
@@ -622,8 +622,8 @@ impl World {
                     self.sync_at = Some(self.delay(200));
                 }
             }
-            Wire::Ping => self.send_down(id, Wire::Pong),
-            Wire::Pong => {}
+            Wire::Ping(counter) => self.send_down(id, Wire::Pong(counter)),
+            Wire::Pong(_) => {}
             Wire::Close(_) | Wire::Reset => {
                 self.conns[index].server_open = false;
                 self.server.disconnect(id);
@@ -671,12 +671,13 @@ impl World {
                 }
                 None
             }
-            Wire::Pong => {
+            Wire::Pong(counter) => {
+                let payload = counter.map_or_else(String::new, |counter| counter.to_string());
                 upstream.handle_input(Input::Received, now);
-                upstream.handle_input(Input::Pong(b""), now);
+                upstream.handle_input(Input::Pong(payload.as_bytes()), now);
                 None
             }
-            Wire::Ping => None,
+            Wire::Ping(_) => None,
             Wire::Close(code) => Some(Failure::from_close(code, "sim")),
             Wire::Reset => Some(Failure::new(Class::Reset, "reset")),
         };

@@ -12,6 +12,7 @@ pub mod producer;
 pub mod proxy;
 #[cfg(feature = "receiver")]
 pub mod receiver;
+pub mod stopped;
 mod temp_dir;
 pub mod tls_front;
 

@@ -1,5 +1,7 @@
 //! The plain dialect: what is sent, and what a pong confirms.
 
+use std::time::Duration;
+
 use super::*;
 
 struct Plain {
@@ -57,7 +59,7 @@ fn the_upgrade_is_the_greeting_and_each_record_a_message_with_a_ping_behind_the_
     let bytes = Item::Record(Record { seq: 5, at: None, topic: "t".into(), body: Body::Bytes(vec![0, 255]) });
     plain.answers("a", vec![text(3), text(4), bytes]);
     assert_eq!(plain.did(), ["text r3", "text r4", "binary [0, 255]", "ping 1"]);
-    assert_eq!((plain.session.records_in_flight(), plain.session.progressed()), (3, false));
+    assert_eq!((plain.session.in_flight().records, plain.session.progressed()), (3, false));
     assert_eq!(plain.pong("1"), ["acked a 5", "proved"]);
     assert!(plain.session.is_idle() && plain.session.progressed());
     assert_eq!(plain.session.poll_timeout(), None);
@@ -75,7 +77,7 @@ fn a_pong_confirms_every_ping_before_it_and_one_that_nobody_asked_for_none() {
     for stray in ["", "4", "x", "-1", "18446744073709551616"] {
         assert_eq!(plain.pong(stray), [""; 0], "{stray:?}");
     }
-    assert_eq!(plain.session.records_in_flight(), 4);
+    assert_eq!(plain.session.in_flight().records, 4);
     // RFC 6455 § 5.5.3: the newest ping alone may be answered.
     assert_eq!(plain.pong("2"), ["acked a 1", "proved", "acked b 2"]);
     assert_eq!(plain.pong("2"), [""; 0]);
@@ -88,12 +90,35 @@ fn a_gap_is_settled_here_in_its_turn() {
     let mut plain = Plain::of(config(), vec![offer("a", 1, 9)]);
     plain.did();
     plain.answers("a", vec![gap(1, 3)]);
-    assert_eq!(plain.did(), ["acked a 3", "proved", "fetch a 4"]);
+    assert_eq!(plain.did(), ["acked a 3", "fetch a 4"], "which proves nothing");
+    assert!(!plain.session.progressed());
     // Behind records it waits for their pong.
     plain.answers("a", vec![text(4), gap(5, 8)]);
     assert_eq!(plain.did(), ["text r4", "ping 1"]);
-    assert_eq!(plain.pong("1"), ["acked a 8"]);
+    assert_eq!(plain.pong("1"), ["acked a 8", "proved"]);
     assert!(plain.session.is_idle());
+    // With nothing else to send it is as if there had been nothing at all.
+    let mut plain = Plain::of(config(), vec![offer("a", 1, 4)]);
+    plain.did();
+    plain.answers("a", vec![gap(1, 3)]);
+    assert_eq!(plain.did(), ["acked a 3", "proved"]);
+}
+
+#[test]
+fn a_lane_of_gaps_keeps_no_other_lane_from_being_stalled() {
+    let mut plain = Plain::of(config(), vec![offer("a", 1, 2), offer("b", 1, 9)]);
+    plain.did();
+    plain.answers("a", vec![text(1)]);
+    let (deadline, timer) = plain.session.poll_timeout().unwrap();
+    assert_eq!(timer, Timer::Ack);
+    plain.now = plain.now + Duration::from_millis(ACK_TIMEOUT_MS / 2);
+    plain.answers("b", vec![gap(1, 5)]);
+    assert_eq!(plain.did(), ["text r1", "ping 1", "acked b 5", "fetch b 6"]);
+    assert_eq!(plain.session.poll_timeout(), Some((deadline, Timer::Ack)));
+    plain.now = deadline;
+    plain.session.handle_timeout(plain.now);
+    assert_eq!(plain.did(), ["end Stalled 1000"]);
+    assert!(!plain.session.progressed());
 }
 
 #[test]

@@ -24,15 +24,26 @@ struct Weak {
     now: Instant,
     /// The path takes the next byte then.
     free: Instant,
-    /// Up: when it arrives, lane, numbers. Down: when it arrives, what it says.
-    up: VecDeque<(Instant, LaneName, Vec<Seq>)>,
-    down: VecDeque<(Instant, ServerMessage)>,
+    /// What is under way, and when it arrives.
+    up: VecDeque<(Instant, Up)>,
+    down: VecDeque<(Instant, Down)>,
     /// Arrived.
     arrived: Vec<(Instant, LaneName, Seq)>,
     bytes: u64,
+    pings: u32,
     batch_bytes_max: usize,
     /// The far end stores, and acks nothing.
     mute: bool,
+}
+
+enum Up {
+    Records(LaneName, Vec<Seq>),
+    Ping(u64),
+}
+
+enum Down {
+    Message(ServerMessage),
+    Pong(u64),
 }
 
 impl Weak {
@@ -50,6 +61,7 @@ impl Weak {
             down: VecDeque::new(),
             arrived: Vec::new(),
             bytes: 0,
+            pings: 0,
             batch_bytes_max: 0,
             mute: false,
         };
@@ -81,15 +93,13 @@ impl Weak {
                 Output::Transmit { frame, .. } => {
                     let Some(AgentMessage::Records { lane, records, .. }) = message(frame) else { continue };
                     self.batch_bytes_max = self.batch_bytes_max.max(frame.bytes_len());
-                    let cost = frame.bytes_len() as u64 + FRAME_COST;
-                    self.bytes += cost;
-                    self.free =
-                        self.free.max(self.now) + Duration::from_micros(cost * 1_000_000 / self.path.bytes_per_s);
-                    if self.path.loss > 0 && self.random.u32(..self.path.loss) == 0 {
-                        self.free = self.free + self.path.round_trip * 2 + Duration::from_millis(200);
-                    }
+                    self.bytes += frame.bytes_len() as u64 + FRAME_COST;
                     let numbers = records.iter().map(|record| record.seq).collect();
-                    self.up.push_back((self.free + self.path.round_trip / 2, lane, numbers));
+                    self.send(frame.bytes_len(), Up::Records(lane, numbers));
+                }
+                Output::Ping(counter) => {
+                    self.pings += 1;
+                    self.send(counter.to_string().len(), Up::Ping(*counter));
                 }
                 Output::End { failure, .. } => panic!("{failure:?} at {:?}", self.now),
                 _ => {}
@@ -97,33 +107,56 @@ impl Weak {
         }
     }
 
+    fn send(&mut self, bytes: usize, what: Up) {
+        let cost = bytes as u64 + FRAME_COST;
+        self.free = self.free.max(self.now) + Duration::from_micros(cost * 1_000_000 / self.path.bytes_per_s);
+        if self.path.loss > 0 && self.random.u32(..self.path.loss) == 0 {
+            self.free = self.free + self.path.round_trip * 2 + Duration::from_millis(200);
+        }
+        self.up.push_back((self.free + self.path.round_trip / 2, what));
+    }
+
     /// So long.
     fn run(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
-            let up = self.up.front().map(|(at, ..)| *at);
+            let up = self.up.front().map(|(at, _)| *at);
             let down = self.down.front().map(|(at, _)| *at);
             let due = self.session.poll_timeout().map(|(at, _)| at);
             let Some(next) = [up, down, due].into_iter().flatten().min().filter(|next| *next <= end) else { break };
             self.now = self.now.max(next);
             if up == Some(next) {
-                let (_, lane, numbers) = self.up.pop_front().unwrap();
-                let seq = *numbers.last().unwrap();
-                self.arrived.extend(numbers.into_iter().map(|seq| (self.now, lane.clone(), seq)));
-                // Stored at once, and acked.
-                let ack = ServerMessage::Ack { lane, epoch: EPOCH, seq };
-                if !self.mute {
-                    self.down.push_back((self.now + self.path.round_trip / 2, ack));
-                }
+                let answer = match self.up.pop_front().unwrap().1 {
+                    Up::Records(lane, numbers) => {
+                        let seq = *numbers.last().unwrap();
+                        self.arrived.extend(numbers.into_iter().map(|seq| (self.now, lane.clone(), seq)));
+                        // Stored at once, and acked.
+                        (!self.mute).then_some(Down::Message(ServerMessage::Ack { lane, epoch: EPOCH, seq }))
+                    }
+                    Up::Ping(counter) => Some(Down::Pong(counter)),
+                };
+                let at = self.now + self.path.round_trip / 2;
+                self.down.extend(answer.map(|answer| (at, answer)));
             } else if down == Some(next) {
-                let (_, message) = self.down.pop_front().unwrap();
-                self.hear(&message);
+                match self.down.pop_front().unwrap().1 {
+                    Down::Message(message) => self.hear(&message),
+                    Down::Pong(counter) => {
+                        self.session.handle_input(Input::Pong(counter.to_string().as_bytes()), self.now);
+                        self.perform();
+                    }
+                }
             } else {
                 self.session.handle_timeout(self.now);
                 self.perform();
             }
         }
         self.now = end;
+    }
+
+    /// The far end acks whatever has arrived.
+    fn ack_all(&mut self) {
+        let seq = self.arrived.last().unwrap().2;
+        self.hear(&ServerMessage::Ack { lane: lane("telemetry"), epoch: EPOCH, seq });
     }
 
     /// How long an alarm takes that is put now.
@@ -161,6 +194,47 @@ fn an_alarm_leaves_within_seconds_while_a_weak_link_drains_a_backlog() {
             let second = usize::try_from(bytes_per_s).unwrap();
             assert!(weak.batch_bytes_max <= (second * 2).clamp(6000, 80_000), "{case}: {}", weak.batch_bytes_max);
         }
+    }
+}
+
+#[test]
+fn an_alarm_early_in_a_session_waits_for_the_first_window_at_most_whether_the_far_end_acks_or_not() {
+    for (bytes_per_s, trip_ms) in [(500, 200), (500, 1500), (1000, 200), (1000, 1500)] {
+        for (put_ms, mute) in
+            [0, 1_000, 5_000, 9_000, 15_000, 40_000].into_iter().flat_map(|ms| [(ms, true), (ms, false)])
+        {
+            let round_trip = Duration::from_millis(trip_ms);
+            let config = Config { ack_timeout_ms: 200_000, ..as_shipped() };
+            let mut weak = Weak::of(Path { bytes_per_s, round_trip, loss: 0 }, config, 1);
+            weak.mute = mute;
+            weak.run(Duration::from_millis(put_ms));
+            let waited = weak.alarm();
+            // The window before anything is known, a quarter more for what frames and pings add, and itself.
+            let bytes = u64::from(Config::default().start_bytes) * 5 / 4 + 100 + 2 * FRAME_COST;
+            let bound = Duration::from_millis(bytes * 1000 / bytes_per_s) + round_trip * 2;
+            let case = format!("bytes_per_s={bytes_per_s} trip_ms={trip_ms} put_ms={put_ms} mute={mute}");
+            assert!(waited <= bound, "{case}: {waited:?}, allowed {bound:?}");
+        }
+    }
+}
+
+#[test]
+fn a_far_end_that_acks_only_at_the_end_gets_everything_at_the_links_speed() {
+    for (bytes_per_s, trip_ms) in [(500, 200), (2_000, 600), (8_000, 900), (50_000, 40)] {
+        let config =
+            Config { ack_timeout_ms: 200_000, window_records: 1 << 20, window_bytes: 16 << 20, ..as_shipped() };
+        let round_trip = Duration::from_millis(trip_ms);
+        let mut weak = Weak::of(Path { bytes_per_s, round_trip, loss: 0 }, config, 1);
+        weak.mute = true;
+        weak.run(Duration::from_secs(100));
+        let used = weak.bytes * 100 / (100 * bytes_per_s);
+        assert!(used >= 75, "bytes_per_s={bytes_per_s} trip_ms={trip_ms}: {used} % used");
+        assert!(weak.pings <= 300, "bounded: {}", weak.pings);
+        weak.ack_all();
+        let pings = weak.pings;
+        weak.mute = false;
+        weak.run(Duration::from_secs(100));
+        assert!(weak.pings <= pings + 5, "once it acks, pongs need say nothing: {}", weak.pings - pings);
     }
 }
 

@@ -5,12 +5,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::cursor::RECORD_COST;
 use super::*;
 
 const SEEDS: u64 = 60;
 const NAMES: [&str; 3] = ["alarm", "telemetry", "log"];
-/// Bytes of a record beside its body, as shares are counted.
-const RECORD_COST: u64 = 16;
 
 fn of_weight(name: &str, weight: u32) -> LaneConfig {
     LaneConfig { name: lane(name), weight, live_permille: 0, cap_exempt: false }
@@ -89,9 +88,10 @@ impl Narrow {
                     assert_eq!(records[0].seq, before + 1, "the order inside a lane stays");
                     self.wire.push_back((index, records[records.len() - 1].seq, cost));
                 }
-                Output::Ping(_) | Output::End { .. } | Output::Foreign { .. } => panic!("{output:?}"),
+                Output::End { .. } | Output::Foreign { .. } => panic!("{output:?}"),
                 Output::Greeted { .. }
                 | Output::Proved
+                | Output::Ping(_)
                 | Output::Acked { .. }
                 | Output::Rejected { .. }
                 | Output::Forgotten { .. }

@@ -126,7 +126,7 @@ impl Link {
         if handshake.stage != Stage::Dialing || !handshake.race.on_failed(address) {
             return;
         }
-        let Failure { class, detail, server_wait_ms, server_spread_ms } = failure;
+        let Failure { class, detail, server_wait_ms, server_spread_ms, close_code: _ } = failure;
         let word = server_wait_ms.map(|after_ms| Word { after_ms, spread_ms: server_spread_ms });
         if word.is_some() || !class.concerns_address() {
             // Whoever said it spoke for all addresses.
@@ -149,7 +149,7 @@ impl Link {
 
     /// The attempt, or the address that won the race, failed; or the session did.
     pub(super) fn on_failed(&mut self, failure: Failure, now: Instant) {
-        let Failure { class, detail, server_wait_ms, server_spread_ms } = failure;
+        let Failure { class, detail, server_wait_ms, server_spread_ms, close_code: _ } = failure;
         let word = server_wait_ms.map(|after_ms| Word { after_ms, spread_ms: server_spread_ms });
         match self.state {
             State::StartDelay { .. } | State::Waiting(_) | State::Stopped => {}

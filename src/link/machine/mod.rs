@@ -19,7 +19,7 @@ use super::backoff::{Backoff, EXPONENT_MAX, Word};
 use super::endpoints::Endpoints;
 use super::liveness::Liveness;
 use super::race::Race;
-use super::remedies::Remedies;
+use super::remedies::{self, Remedies};
 use super::{Class, Config, DETAIL_BYTES_MAX, Disposition, Input, Output, Saved, Timer, one_line};
 use crate::status::LinkView;
 use crate::time::Instant;
@@ -173,8 +173,8 @@ struct Probing {
     asked: bool,
     /// It answered the last time.
     seen: bool,
-    /// A change in the network has hastened it: once is enough.
-    hinted: bool,
+    /// A change in the network may hasten it, but once an interval is enough.
+    no_hint_before: Instant,
 }
 
 /// Outputs not yet polled. Each kind has one place, later ones replace earlier ones, so nothing can overflow.
@@ -219,8 +219,13 @@ impl Link {
             Some(class) if !class.may_be_local() => endpoints.bind(endpoints.current(), kept),
             Some(_) | None => {}
         }
+        let latest = now + config.wait_max();
         for index in 0..endpoints.count() as u8 {
             endpoints.set_interval_ms(index, saved.intervals_ms[usize::from(index)]);
+            let word = Instant::default() + Duration::from_secs(saved.words_boot_s[usize::from(index)].into());
+            if !fresh_boot && word > now {
+                endpoints.bind(index, word.min(latest));
+            }
         }
         Self {
             backoff,
@@ -228,7 +233,7 @@ impl Link {
             since: now,
             target: endpoints.current(),
             endpoints,
-            remedies: Remedies::new(&saved, fresh_boot, now),
+            remedies: Remedies::new(&config.remedies, &saved, fresh_boot, now),
             usable: u16::MAX,
             network_at: Instant::default(),
             left: None,
@@ -272,6 +277,8 @@ impl Link {
             since: self.since,
             endpoint: (self.attempts > 0).then_some(self.target),
             url: None,
+            breakers: self.endpoints.breakers(),
+            urls: Vec::new(),
             session: None,
             sessions: self.sessions,
             attempts: self.attempts,
@@ -296,6 +303,12 @@ impl Link {
     /// When an answer of the session's far end is late (RFC 6298).
     pub fn rto(&self) -> Option<Duration> {
         self.liveness().and_then(Liveness::rto)
+    }
+
+    /// The server's word that binds an endpoint.
+    #[cfg(test)]
+    pub(super) fn endpoints_word(&self, index: u8) -> Instant {
+        self.endpoints.word(index)
     }
 
     fn liveness(&self) -> Option<&Liveness> {
@@ -330,6 +343,10 @@ impl Link {
             Input::CredentialsUnchanged => self.on_credentials_unchanged(now),
             Input::SourcesChanged => self.on_cure(Class::wants_other_sources, now),
             Input::ClockSet => self.on_cure(|class| class == Class::ClockUnset, now),
+            Input::RemedyDropped { step } => {
+                self.remedies.on_dropped(step);
+                self.save_rest();
+            }
             Input::Stop => self.on_stop(now),
         }
         self.check_invariants();
@@ -480,6 +497,8 @@ impl Link {
             intervals_ms: std::array::from_fn(|index| self.endpoints.interval_ms(index as u8)),
             offline_since_boot_ms,
             remedies_boot_s,
+            remedies_id: remedies::ids(&self.config.remedies),
+            words_boot_s: std::array::from_fn(|index| whole_seconds(self.endpoints.word(index as u8))),
         };
         self.pending.save |= saved != self.saved;
         self.saved = saved;
@@ -501,6 +520,11 @@ impl Link {
         self.save_rest();
         log::warn!(target: "link", "no session for long: remedy={step}");
     }
+}
+
+/// Rounded up, so that nothing is tried a moment early.
+fn whole_seconds(at: Instant) -> u32 {
+    u32::try_from(at.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
 }
 
 impl State {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use log::info;
 
-use super::{CLOSE_NORMAL, Link, State, Waiting};
+use super::{CLOSE_NORMAL, Link, Session, State, Waiting};
 use crate::link::{Class, Config, Output};
 use crate::time::Instant;
 
@@ -27,13 +27,20 @@ impl Link {
         self.endpoints.remap(count, was);
         self.endpoints.cap(now + self.config.wait_max());
         info!(target: "link", "reconfigured endpoints={count}");
-        self.go_on(current, target, &old, now);
+        self.go_on(current, target, &new_index, &old, now);
         self.save_rest();
         self.check_invariants();
     }
 
     /// `current` and `target`: their new indices, where they are still there.
-    fn go_on(&mut self, current: Option<u8>, target: Option<u8>, old: &Config, now: Instant) {
+    fn go_on(
+        &mut self,
+        current: Option<u8>,
+        target: Option<u8>,
+        new_index: &dyn Fn(u8) -> Option<u8>,
+        old: &Config,
+        now: Instant,
+    ) {
         match self.state {
             State::StartDelay { until } => {
                 self.target = self.endpoints.current();
@@ -57,7 +64,7 @@ impl Link {
                 if let Some(Output::Resolve { endpoint, .. }) = &mut self.pending.action {
                     *endpoint = target;
                 }
-                self.go_on_up(old, now);
+                self.go_on_up(old, new_index, now);
             }
         }
     }
@@ -79,9 +86,18 @@ impl Link {
         self.wait_until(Waiting { until, due, recheck, ..waiting }, now);
     }
 
-    fn go_on_up(&mut self, old: &Config, now: Instant) {
+    fn go_on_up(&mut self, old: &Config, new_index: &dyn Fn(u8) -> Option<u8>, now: Instant) {
         self.pending.probe = None;
+        let before = self.probing();
         self.begin_probing(now);
+        // A reload a minute must not put the looks off for ever.
+        if let (Some(before), State::Up(Session { probing: Some(probing), .. })) = (before, &mut self.state) {
+            (probing.at, probing.no_hint_before) = (before.at.min(probing.at), before.no_hint_before);
+            if let Some(endpoint) = new_index(before.endpoint) {
+                // The answer to a look that is under way names an old index: it counts for nothing.
+                (probing.endpoint, probing.seen) = (endpoint, before.seen);
+            }
+        }
         let age_ms_max = self.config.session_age_s_max.saturating_mul(1000);
         let (since, age) = (self.since, self.backoff.at_most(age_ms_max));
         let changed = old.session_age_s_max != self.config.session_age_s_max;

@@ -120,30 +120,43 @@ impl Link {
             self.write_detail(format_args!("{}: retry after_ms={after_ms} spread_ms={spread_ms}", self.state.name()));
         let word = Word { after_ms, spread_ms: Some(spread_ms) };
         let named = endpoint.filter(|index| usize::from(*index) < self.endpoints.count());
-        if let Some(named) = named {
-            self.endpoints.go_to(named);
-            (self.target, self.left) = (named, None);
-        }
-        self.end_by_word(word, named.is_some(), detail, now);
+        self.end_by_word(word, named, detail, now);
     }
 
     /// Looks at the preferred endpoints from now on, if there are any.
     pub(super) fn begin_probing(&mut self, now: Instant) {
         let wait = self.backoff.probe_wait(&self.config.reconnect, self.failbacks_failed);
+        let is_backup = self.preferred() > 0;
         let State::Up(session) = &mut self.state else { return };
-        let is_backup = session.proof == Proof::Stable && self.endpoints.current() > 0;
-        session.probing =
-            is_backup.then_some(Probing { at: now + wait, endpoint: 0, asked: false, seen: false, hinted: false });
+        let begun = Probing { at: now + wait, endpoint: 0, asked: false, seen: false, no_hint_before: now };
+        session.probing = (session.proof == Proof::Stable && is_backup).then_some(begun);
+    }
+
+    /// As many endpoints are preferred to the one of the session: a redirect may have led to a better one.
+    pub(super) fn preferred(&self) -> u8 {
+        self.endpoints.current().min(self.target)
+    }
+
+    pub(super) fn probing(&self) -> Option<Probing> {
+        match &self.state {
+            State::Up(session) => session.probing,
+            State::StartDelay { .. }
+            | State::Waiting(_)
+            | State::Resolving { .. }
+            | State::Handshake(_)
+            | State::Stopped => None,
+        }
     }
 
     /// It is time for a look at a preferred endpoint. No answer to the one before is an answer, too.
     pub(super) fn probe(&mut self, now: Instant) {
         let at = now + self.backoff.probe_wait(&self.config.reconnect, self.failbacks_failed);
+        let count = self.preferred();
         let State::Up(Session { probing: Some(probing), .. }) = &mut self.state else { return };
         if probing.asked {
             (probing.endpoint, probing.seen) = (probing.endpoint.saturating_add(1), false);
         }
-        let next = self.endpoints.to_probe(probing.endpoint, self.usable, now);
+        let next = self.endpoints.to_probe(count, probing.endpoint, self.usable, now);
         let endpoint = next.unwrap_or(0);
         let seen = probing.seen && endpoint == probing.endpoint;
         *probing = Probing { at, endpoint, asked: next.is_some(), seen, ..*probing };
@@ -152,6 +165,7 @@ impl Link {
 
     /// Two in a row, lest a flapping path takes a working session along.
     pub(super) fn on_probed(&mut self, endpoint: u8, ok: bool, now: Instant) {
+        let count = self.preferred();
         let State::Up(Session { probing: Some(probing), .. }) = &mut self.state else { return };
         if !probing.asked || probing.endpoint != endpoint {
             return;
@@ -162,7 +176,7 @@ impl Link {
             (probing.endpoint, probing.seen) = (endpoint.saturating_add(1), false);
         } else if !probing.seen {
             probing.seen = true;
-        } else if self.endpoints.to_probe(endpoint, self.usable, now) == Some(endpoint) {
+        } else if self.endpoints.to_probe(count, endpoint, self.usable, now) == Some(endpoint) {
             self.fail_back(endpoint, now);
         }
     }

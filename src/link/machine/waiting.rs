@@ -22,13 +22,13 @@ impl Link {
     pub(super) fn end(&mut self, class: Class, detail: String, word: Option<Word>, now: Instant) {
         let Some(class) = self.count(class, detail, now) else { return };
         match word {
-            Some(word) => self.wait_for_word(class, word, false, now),
+            Some(word) => self.wait_for_word(class, word, None, now),
             None => self.wait_for_class(class, now),
         }
     }
 
-    /// The same for `retry`. `named`: the server sends us to the endpoint that is the current one now.
-    pub(super) fn end_by_word(&mut self, word: Word, named: bool, detail: String, now: Instant) {
+    /// The same for `retry`. `named`: where the server sends us.
+    pub(super) fn end_by_word(&mut self, word: Word, named: Option<u8>, detail: String, now: Instant) {
         if let Some(class) = self.count(Class::ServerRetry, detail, now) {
             self.wait_for_word(class, word, named, now);
         }
@@ -60,6 +60,7 @@ impl Link {
         } else if class == Class::Timeout {
             self.late = (self.late + 1).min(LATE_MAX);
         }
+        self.remedies.on_failed();
         self.failures[class as usize] = self.failures[class as usize].saturating_add(1);
         (self.last, self.cause) = (Some((class, now)), Some(class));
         self.spare = mem::replace(&mut self.detail, detail);
@@ -95,7 +96,7 @@ impl Link {
     }
 
     /// The server said when.
-    fn wait_for_word(&mut self, class: Class, word: Word, named: bool, now: Instant) {
+    fn wait_for_word(&mut self, class: Class, word: Word, named: Option<u8>, now: Instant) {
         let said = self.backoff.server_wait(&self.config.reconnect, word, self.config.server_wait_ms_max);
         // Whoever spoke is bound, and who sent us there: it would do so again.
         self.endpoints.bind(self.target, now + said);
@@ -105,7 +106,10 @@ impl Link {
             wait = wait.max(self.backoff.slow(&self.config.reconnect));
             self.bind_slowly(now + wait);
         }
-        if named {
+        if let Some(named) = named {
+            self.left = None;
+            self.endpoints.go_to(named);
+            self.endpoints.bind(named, now + said);
             return self.wait_for(wait, now);
         }
         if self.left.is_some() {
@@ -262,12 +266,15 @@ impl Link {
     }
 
     fn on_network_while_up(&mut self, was: u16, changed: bool, now: Instant) {
-        let (current, came) = (self.endpoints.current(), self.usable & !was);
+        let (current, preferred, came) = (self.endpoints.current(), self.preferred(), self.usable & !was);
         let soon = now + self.backoff.prompt(&self.config.reconnect);
         let State::Up(session) = &mut self.state else { return };
-        let preferred_came = came & ((1 << current) - 1) != 0;
-        if let Some(probing) = session.probing.as_mut().filter(|probing| preferred_came && !probing.hinted) {
-            (probing.at, probing.hinted) = (probing.at.min(soon), true);
+        let preferred_came = came & ((1 << preferred) - 1) != 0;
+        if let Some(probing) =
+            session.probing.as_mut().filter(|probing| preferred_came && now >= probing.no_hint_before)
+        {
+            // Until then a look was due anyway.
+            (probing.no_hint_before, probing.at) = (probing.at, probing.at.min(soon));
         }
         let lost = was & !self.usable & (1 << current) != 0;
         if (changed || lost) && session.liveness.on_hint(&self.config.heartbeat, now) {

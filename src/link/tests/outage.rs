@@ -2,8 +2,12 @@
 
 use super::*;
 
+fn remedy(after_s: u64, again_after_s: u64, id: u32) -> Remedy {
+    Remedy { after_s, again_after_s, id }
+}
+
 fn with_remedies() -> Config {
-    let remedies = vec![Remedy { after_s: 1800, again_after_s: 0 }, Remedy { after_s: 7200, again_after_s: 86_400 }];
+    let remedies = vec![remedy(1800, 0, 7), remedy(7200, 86_400, 8)];
     Config { remedies, ..config() }
 }
 
@@ -77,6 +81,67 @@ fn a_restart_does_not_start_the_time_over() {
     assert_eq!(outage(&mut rig, s(1_000)), [(300, 0)]);
 }
 
+#[test]
+fn no_remedy_is_run_before_an_attempt_has_failed_in_this_process() {
+    let mut rig = Rig::new(with_remedies(), 1);
+    assert_eq!(outage(&mut rig, s(1_000)), []);
+    // Killed, and started again when all of them are due: the first attempt may well succeed.
+    rig.now = rig.now + s(100_000);
+    rig.restart(2);
+    let (timer, outputs) = rig.next();
+    assert_eq!(timer, Timer::Retry);
+    assert!(!outputs.iter().any(|output| matches!(output, Output::Remedy { .. })), "{outputs:?}");
+    rig.input(failed(Class::Name));
+    let (timer, outputs) = rig.next();
+    assert_eq!((timer, outputs.contains(&Output::Remedy { step: 0 })), (Timer::Remedy, true));
+}
+
+#[test]
+fn a_remedy_that_was_not_run_because_a_session_came_is_due_in_the_next_outage() {
+    let mut rig = Rig::new(with_remedies(), 1);
+    assert_eq!(outage(&mut rig, s(8_000)), [(1800, 0), (7200, 1)]);
+    rig.connect();
+    rig.input(Input::RemedyDropped { step: 1 });
+    rig.input(failed(Class::Reset));
+    // The session was not stable: what was run was run in this outage.
+    assert_eq!(outage(&mut rig, s(8_000)), [(7200, 1)]);
+}
+
+#[test]
+fn what_was_run_goes_with_the_remedy_and_not_with_its_place() {
+    let [first, second, new] = [remedy(1800, 0, 7), remedy(7200, 0, 8), remedy(600, 0, 9)];
+    let of = |remedies: &[Remedy]| Config { remedies: remedies.to_vec(), ..config() };
+    for restart in [false, true] {
+        let mut rig = Rig::new(of(&[first, second]), 1);
+        assert_eq!(outage(&mut rig, s(2_000)), [(1800, 0)]);
+        let other = Arc::new(of(&[new, first, second, first]));
+        if restart {
+            rig.config = other;
+            rig.restart(2);
+        } else {
+            reload(&mut rig, other, &[Some(0)]);
+        }
+        // The new one is overdue; the same program listed twice has been run once.
+        let run = outage(&mut rig, s(6_000));
+        let mut steps: Vec<_> = run.iter().map(|(_, step)| *step).collect();
+        steps.sort_unstable();
+        assert_eq!((steps, run.last()), (vec![0, 2, 3], Some(&(5200, 2))), "restart: {restart}, {run:?}");
+    }
+}
+
+#[test]
+fn a_file_that_does_not_say_which_remedies_goes_by_their_places() {
+    let mut rig = Rig::new(with_remedies(), 1);
+    assert_eq!(outage(&mut rig, s(2_000)), [(1800, 0)]);
+    let mut text = serde_json::to_value(rig.saved.unwrap()).unwrap();
+    for key in ["remedies_id", "words_boot_s"] {
+        text.as_object_mut().unwrap().remove(key).unwrap();
+    }
+    rig.saved = Some(serde_json::from_value(text).unwrap());
+    rig.restart(2);
+    assert_eq!(outage(&mut rig, s(6_000)), [(5200, 1)]);
+}
+
 // A reload.
 
 fn endpoints(tls: &[bool]) -> Arc<Config> {
@@ -105,6 +170,34 @@ fn a_reload_keeps_the_session_whose_endpoint_is_still_there() {
         rig.input(Input::Pong);
         assert!(rig.link.is_up());
     }
+}
+
+#[test]
+fn a_reload_again_and_again_does_not_put_off_the_way_back() {
+    let mut rig = Rig::new(config(), 1);
+    rig.connect_stably();
+    let spared = endpoints(&[false, true]);
+    reload(&mut rig, spared.clone(), &[None, Some(0)]);
+    let (from, mut looks) = (rig.now, 0);
+    while rig.link.is_up() {
+        assert!(rig.now.since(from) < s(3_600), "after {looks} looks");
+        // A minute, and someone reloads.
+        let until = rig.now + s(60);
+        while rig.link.is_up() && rig.link.poll_timeout().unwrap().0 <= until {
+            let (_, outputs) = rig.next();
+            if outputs.contains(&Output::Probe { endpoint: 0 }) {
+                looks += 1;
+                rig.input(Input::Probed { endpoint: 0, ok: true });
+            }
+            rig.input(Input::PingFlushed);
+            rig.input(Input::Pong);
+        }
+        if rig.link.is_up() {
+            rig.now = until;
+            reload(&mut rig, spared.clone(), &[Some(0), Some(1)]);
+        }
+    }
+    assert_eq!((looks, rig.link.last_class()), (2, Some(Class::Failback)));
 }
 
 #[test]
@@ -149,7 +242,7 @@ fn a_reload_again_and_again_makes_no_busy_loop() {
         rig.link.handle_timeout(rig.now);
         rig.outputs();
     }
-    assert!(rig.link.view().attempts <= 10 + 3600 / 14, "{}", rig.link.view().attempts);
+    assert!(rig.link.view().attempts <= 10 + 3600 / 28, "{}", rig.link.view().attempts);
 }
 
 #[test]

@@ -69,6 +69,29 @@ fn a_restart_keeps_the_cause_so_that_a_hint_does_not_bypass_it_and_a_cure_helps(
 }
 
 #[test]
+fn the_word_of_each_endpoint_outlives_a_restart() {
+    let mut rig = Rig::new(Config { endpoints_tls: vec![true, true], ..config() }, 1);
+    let bound_until = rig.now + s(3000);
+    rig.attempt();
+    rig.reach("upgrading", 1);
+    rig.input(Input::Failed(Failure::from_http(503, Some(3_000_000), Some(0))));
+    assert!(rig.attempt() <= s(40), "the reserve is for those who would have to wait for long");
+    assert_eq!(rig.link.view().endpoint, Some(1));
+    let mut attempts = 0;
+    while rig.now < bound_until - s(41) {
+        rig.input(failed(Class::Refused));
+        attempts += 1;
+        rig.restart(attempts);
+        rig.attempt();
+        assert_eq!(rig.link.view().endpoint, Some(1), "attempt {attempts}, {:?} early", bound_until.since(rig.now));
+    }
+    assert!(attempts > 50);
+    // A reboot voids it, as it voids all instants.
+    rig.link = Link::new(rig.config.clone(), 1, rig.saved, true, Instant::default() + s(5));
+    assert_eq!(rig.link.endpoints_word(0), Instant::default());
+}
+
+#[test]
 fn a_damaged_saved_state_is_bounded() {
     for fresh_boot in [false, true] {
         let mut rig = Rig::new(config(), 1);
@@ -76,6 +99,7 @@ fn a_damaged_saved_state_is_bounded() {
             backoff_exponent: u8::MAX,
             slow_exponent: u8::MAX,
             not_before_boot_ms: u64::MAX,
+            words_boot_s: [u32::MAX; ENDPOINTS_MAX],
             ..Saved::default()
         };
         rig.link = Link::new(rig.config.clone(), 1, Some(saved), fresh_boot, rig.now);

@@ -84,8 +84,8 @@ fn a_session_ends_at_its_maximum_age_somewhat_early() {
             rig.now.since(from)
         })
         .collect();
-    assert!(ages.iter().all(|age| (s(1260)..=s(1800)).contains(age)));
-    assert!(ages.iter().any(|age| *age < s(1300)) && ages.iter().any(|age| *age > s(1760)));
+    assert!(ages.iter().all(|age| (s(1440)..=s(1800)).contains(age)));
+    assert!(ages.iter().any(|age| *age < s(1470)) && ages.iter().any(|age| *age > s(1760)));
 }
 
 // Network changes.
@@ -171,7 +171,7 @@ fn a_clone_is_suspected_after_three_takeovers_in_a_row() {
         classes.push(rig.link.last_class().unwrap());
     }
     assert_eq!(classes, [Class::Replaced, Class::Replaced, Class::Clone, Class::Clone]);
-    assert!(rig.attempt() >= s(420), "slow, and slower");
+    assert!(rig.attempt() >= s(480), "slow, and slower");
 }
 
 #[test]

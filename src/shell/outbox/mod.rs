@@ -24,6 +24,7 @@ use crate::shell::clock;
 use crate::shell::disk::SyncTimes;
 use crate::shell::lifetime;
 use crate::shell::port::{Answer, ForLocal, ForOutbox, ForUplink, Outcome, Port, Put, Refusal, Ticket, Wait};
+use crate::shell::saved::Written;
 use crate::status::{Delay, Lane, Samples};
 use crate::time::Instant;
 pub use spending::Spending;
@@ -70,6 +71,7 @@ pub fn run<D: Disk>(outbox: Outbox<D>, setup: Setup) {
         taken: Vec::new(),
         held: Vec::new(),
         hurry: false,
+        beside: Written::default(),
         waiters: Waiters::default(),
         to_committed: Samples::default(),
         to_delivered: Samples::default(),
@@ -101,6 +103,8 @@ struct Keeper<D: Disk> {
     held: Vec<(LaneId, Instant)>,
     /// No commit is held back any more.
     hurry: bool,
+    /// What others wrote to flash.
+    beside: Written,
     waiters: Waiters,
     to_committed: Samples,
     to_delivered: Samples,
@@ -132,6 +136,8 @@ impl<D: Disk> Keeper<D> {
         let now = clock::now();
         let stop = self.load.stop;
         self.hurry |= stop || mem::take(&mut self.load.hurry);
+        let Written { bytes, syncs } = mem::take(&mut self.load.beside);
+        (self.beside.bytes, self.beside.syncs) = (self.beside.bytes + bytes, self.beside.syncs + syncs);
         let mut outcomes = Vec::new();
         if !self.load.foreign.is_empty() {
             // Who waits for a commit hears of it under the name that his record has now.
@@ -333,7 +339,7 @@ impl<D: Disk> Keeper<D> {
     /// Counts what went to flash against the budget; the next group commits heed it.
     fn spend(&mut self, now: Instant) {
         if let Some(spending) = &mut self.setup.spending {
-            spending.count(self.outbox.bytes_written(), now, &self.setup.event);
+            spending.count(self.outbox.bytes_written() + self.beside.bytes, now, &self.setup.event);
             let window = self.window(now);
             self.outbox.set_commit_ms_min(window.as_millis() as u64);
         }
@@ -453,6 +459,9 @@ impl<D: Disk> Keeper<D> {
         *board.lanes.lock() = lanes;
         *board.lanes_at.lock() = now;
         let mut flash = self.outbox.flash_status();
+        let Written { bytes, syncs } = self.beside;
+        (flash.bytes_written, flash.by_purpose.other) = (flash.bytes_written + bytes, flash.by_purpose.other + bytes);
+        (flash.syncs, flash.syncs_by_purpose.other) = (flash.syncs + syncs, flash.syncs_by_purpose.other + syncs);
         flash.lifetime = self.setup.lifetime.read(now);
         flash.budget = self.setup.spending.as_ref().map(|spending| spending.status(now));
         board.outbox_bytes.store(self.outbox.queues_bytes(), Ordering::Relaxed);

@@ -366,3 +366,27 @@ fn who_waits_for_delivery_hears_that_flash_did_not_take_his_record_though_no_com
     assert_eq!(code(&outcomes[0]), "degraded");
     seqs(&outcomes[1..], &Answer::Accepted);
 }
+
+#[test]
+fn what_is_written_beside_the_outbox_is_in_its_books_and_costs_the_budget() {
+    let mut bench = Bench::with_budget(Some((1 << 30, Duration::from_millis(50))));
+    let flash_when = |bench: &Bench, exceeded: bool| {
+        let begin = std::time::Instant::now();
+        loop {
+            let flash = bench.board.flash.lock().clone();
+            if flash.budget.as_ref().is_some_and(|budget| (budget.state == "exceeded") == exceeded) {
+                return flash;
+            }
+            assert!(begin.elapsed() < DEADLINE, "{flash:?}");
+            std::thread::yield_now();
+        }
+    };
+    let before = flash_when(&bench, false);
+    bench.inbox.give(|cell| cell.beside = Written { bytes: 900 << 20, syncs: 2 });
+    flash_when(&bench, true);
+    bench.stop();
+    let flash = bench.board.flash.lock().clone();
+    assert_eq!(flash.by_purpose.other, before.by_purpose.other + (900 << 20));
+    assert_eq!(flash.syncs_by_purpose.other, before.syncs_by_purpose.other + 2);
+    assert_eq!((flash.syncs_by_purpose.sum(), flash.by_purpose.sum()), (flash.syncs, flash.bytes_written));
+}

@@ -14,6 +14,9 @@ use crate::link::{Class, Failure};
 /// is (nearly) on the wire. 16 KiB is one TLS record.
 const UNSENT_BYTES_MAX: u32 = 16 << 10;
 
+/// The kernel refuses more (EINVAL).
+const SILENCE_MAX: Duration = Duration::from_millis(i32::MAX as u64);
+
 /// Begins to connect, by this interface (empty: as the routes say). The socket does not block.
 pub fn begin(address: SocketAddr, interface: &str, silence: Duration) -> Result<mio::net::TcpStream, Failure> {
     let begun = || {
@@ -87,8 +90,13 @@ fn scoped(mut address: SocketAddr, interface: &str, socket: &Socket) -> SocketAd
 fn tune(tcp: &mio::net::TcpStream, silence: Duration) -> io::Result<()> {
     let socket = SockRef::from(tcp);
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_user_timeout(Some(silence))?;
+    set_silence(tcp, silence)?;
     socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)
+}
+
+/// So long the kernel waits for an acknowledgement of bytes that it has sent.
+pub fn set_silence(tcp: &mio::net::TcpStream, silence: Duration) -> io::Result<()> {
+    SockRef::from(tcp).set_tcp_user_timeout(Some(silence.min(SILENCE_MAX)))
 }
 
 #[cfg(test)]
@@ -103,6 +111,15 @@ mod tests {
         let failure = begin("127.0.0.1:9".parse().unwrap(), "nosuch0", Duration::from_secs(1)).unwrap_err();
         assert_eq!(failure.class, Class::Local, "{failure}");
         assert!(failure.detail.contains("interface nosuch0"), "{failure}");
+    }
+
+    #[test]
+    fn a_heartbeat_of_years_is_none_that_the_kernel_refuses() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let tcp = begin(listener.local_addr().unwrap(), "", Duration::from_secs(1_000_000_000)).unwrap();
+        assert_eq!(SockRef::from(&tcp).tcp_user_timeout().unwrap(), Some(SILENCE_MAX));
+        set_silence(&tcp, Duration::from_secs(7)).unwrap();
+        assert_eq!(SockRef::from(&tcp).tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
     }
 
     #[test]

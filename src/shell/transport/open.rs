@@ -2,15 +2,16 @@
 //! session's business (its window), how much of it is in tungstenite's hands at once is decided here: one frame.
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tungstenite::error::Error as WsError;
 use tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tungstenite::{Message, Utf8Bytes, WebSocket};
 
-use super::failure;
 use super::wire::{Meter, Stream};
+use super::{dial, failure};
 use crate::dialect::Purpose;
 use crate::dialect::message::Frame;
 use crate::link::Failure;
@@ -42,16 +43,16 @@ pub struct Open {
     waiting: VecDeque<Waiting>,
     /// The socket took no more: its readiness says when to go on.
     stuck: bool,
-    /// A ping is written and not yet flushed.
-    ping_waits: bool,
+    /// Pings that are written and not yet flushed, by number.
+    pings: Vec<Option<u64>>,
     meter: Rc<Meter>,
 }
 
 /// What waits for the socket.
 enum Waiting {
     Frame(Frame, Purpose),
-    /// With this payload.
-    Ping(String),
+    /// With this number.
+    Ping(u64),
 }
 
 /// What came.
@@ -68,17 +69,22 @@ pub enum Incoming {
 }
 
 /// What a flush achieved.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flushed {
-    /// The ping has left.
-    pub ping: bool,
+    /// These pings have left, by number.
+    pub pings: Vec<Option<u64>>,
     /// The socket was stuck, and took something again: a sign of life.
     pub shrank: bool,
 }
 
 impl Open {
     pub(super) fn new(socket: WebSocket<Stream>, meter: Rc<Meter>) -> Self {
-        Self { socket, waiting: VecDeque::new(), stuck: false, ping_waits: false, meter }
+        Self { socket, waiting: VecDeque::new(), stuck: false, pings: Vec::new(), meter }
+    }
+
+    /// From now on the kernel waits so long for an acknowledgement of what it has sent.
+    pub fn set_silence(&self, silence: Duration) -> io::Result<()> {
+        dial::set_silence(self.socket.get_ref().tcp(), silence)
     }
 
     /// Puts a frame behind the others; it leaves with [`Open::flush`].
@@ -87,13 +93,13 @@ impl Open {
     }
 
     /// Puts a ping behind the frames.
-    pub fn ping_behind(&mut self, payload: String) {
-        self.waiting.push_back(Waiting::Ping(payload));
+    pub fn ping_behind(&mut self, counter: u64) {
+        self.waiting.push_back(Waiting::Ping(counter));
     }
 
     /// Writes a ping, behind the frame that is on its way and ahead of those that wait.
     pub fn ping(&mut self) -> Result<(), Failure> {
-        self.ping_waits = true;
+        self.pings.push(None);
         self.meter.set_sending(Purpose::Heartbeat);
         let result = self.socket.write(Message::Ping(tungstenite::Bytes::new()));
         self.stuck |= !self.done(result)?;
@@ -103,13 +109,13 @@ impl Open {
     /// Writes what the socket takes.
     pub fn flush(&mut self) -> Result<Flushed, Failure> {
         let (was_stuck, sent_before) = (self.stuck, self.meter.wire().bytes_sent);
-        let mut ping = false;
+        let mut pings = Vec::new();
         self.stuck = loop {
             let result = self.socket.flush();
             if !self.done(result)? {
                 break true;
             }
-            ping |= std::mem::take(&mut self.ping_waits);
+            pings.append(&mut self.pings);
             let (message, purpose) = match self.waiting.pop_front() {
                 None => {
                     // What tungstenite sends by itself is a pong.
@@ -117,9 +123,9 @@ impl Open {
                     break false;
                 }
                 Some(Waiting::Frame(frame, purpose)) => (message(frame), purpose),
-                Some(Waiting::Ping(payload)) => {
-                    self.ping_waits = true;
-                    (Message::Ping(payload.into()), Purpose::Heartbeat)
+                Some(Waiting::Ping(counter)) => {
+                    self.pings.push(Some(counter));
+                    (Message::Ping(counter.to_string().into()), Purpose::Heartbeat)
                 }
             };
             self.meter.set_sending(purpose);
@@ -128,7 +134,7 @@ impl Open {
                 break true;
             }
         };
-        Ok(Flushed { ping, shrank: was_stuck && self.meter.wire().bytes_sent > sent_before })
+        Ok(Flushed { pings, shrank: was_stuck && self.meter.wire().bytes_sent > sent_before })
     }
 
     /// The next message; `None`: nothing more for now. A close frame is answered and ends as a failure.

@@ -106,6 +106,14 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// The socket below.
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(wire) => &wire.tcp,
+            Self::Tls(tls) => &tls.get_ref().tcp,
+        }
+    }
+
     /// Says goodbye, as far as that is possible without waiting.
     pub fn shutdown(&mut self) {
         // Best effort: the far end may be gone, and we do not wait for it.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::RandomState;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use crate::upstream::Input;
 
 /// See above.
 pub(super) struct Dialing {
-    errands: Errands<Answer>,
+    errands: Errands<(Answer, Option<Sources>)>,
     probes: Errands<(u8, bool)>,
     keys: Arc<RandomState>,
     /// For the endpoint of the present attempt.
@@ -75,37 +76,26 @@ impl Dialing {
 
     /// Begins to get what it takes to dial; the answer comes from [`Dialing::take_answer`]. `recheck`: it is a refusal's
     /// sequel, and credentials that are still those presented last are the answer.
-    pub fn prepare(
-        &mut self,
-        endpoint: usize,
-        reach: &Arc<Reach>,
-        recheck: bool,
-        registry: &Registry,
-    ) -> Result<(), Failure> {
+    pub fn prepare(&mut self, endpoint: usize, reach: &Arc<Reach>, recheck: bool) -> Result<(), Failure> {
         self.url = self.redirected.take().filter(|(to, _)| *to == endpoint).map(|(_, url)| url);
-        // Before they are read: no change is missed.
-        self.watch(reach, registry);
+        self.sources = None;
         let refused = self.presented[endpoint].filter(|_| recheck);
         let (reach, keys) = (Arc::clone(reach), Arc::clone(&self.keys));
         let may_hang = prepare::may_hang(&reach);
-        let begun =
-            self.errands.run(may_hang, move |clerk| prepare::prepare(&reach, &keys, refused, || clerk.is_wanted()));
+        let begun = self.errands.run(may_hang, move |clerk| {
+            // Before they are read: no change is missed.
+            let sources = watched(&reach);
+            (prepare::prepare(&reach, &keys, refused, || clerk.is_wanted()), sources)
+        });
         begun.map_err(|error| Failure::new(Class::Name, format!("resolving: {error}")))
     }
 
-    fn watch(&mut self, reach: &Reach, registry: &Registry) {
-        self.sources = None;
-        if reach.files().next().is_some() {
-            let sources = Sources::watch(reach.files(), registry, SOURCES);
-            // SIGHUP remains, and the slow class reads them anyway.
-            self.sources =
-                sources.inspect_err(|error| debug!(target: "uplink", "files not watched error={error}")).ok();
-        }
-    }
-
     /// What the errand came to, once.
-    pub fn take_answer(&mut self, endpoint: usize) -> Option<Input<'static>> {
-        Some(match self.errands.take()? {
+    pub fn take_answer(&mut self, endpoint: usize, registry: &Registry) -> Option<Input<'static>> {
+        let (answer, sources) = self.errands.take()?;
+        let registered = |sources: &Sources| sources.register(registry, SOURCES).inspect_err(unwatched).is_ok();
+        self.sources = sources.filter(registered);
+        Some(match answer {
             Answer::Ready(prepared) => {
                 let addresses = u8::try_from(prepared.addresses.len()).unwrap_or(u8::MAX);
                 self.presented[endpoint] = Some(prepared.digest);
@@ -210,6 +200,17 @@ impl Dialing {
     pub fn forget_redirect(&mut self) {
         self.redirected = None;
     }
+}
+
+/// The endpoint's files, where it has any.
+fn watched(reach: &Reach) -> Option<Sources> {
+    reach.files().next()?;
+    Sources::watch(reach.files()).inspect_err(unwatched).ok()
+}
+
+/// SIGHUP remains, and the slow class reads them anyway.
+fn unwatched(error: &io::Error) {
+    debug!(target: "uplink", "files not watched error={error}");
 }
 
 /// It speaks of one socket; what else there is was said by a proxy that lives.

@@ -2,6 +2,10 @@
 //! flash rarely. Beside the socket it goes with a reboot; then flash says what a reboot must not bypass: how far the
 //! backoff has come, and which remedies this outage has had.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::debug;
@@ -9,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Setup;
 use crate::link::Saved;
+use crate::shell::port::{ForOutbox, Port};
 use crate::shell::remedy::Errand;
+use crate::shell::saved::Written;
 use crate::shell::{clock, saved};
 use crate::time::Instant;
 
@@ -43,8 +49,18 @@ impl Keeping {
         (Self { saved, on_flash, flash_at: clock::now() }, found)
     }
 
+    /// A credential or a certificate has changed since an earlier process of this boot wrote down what it waits for: that
+    /// may be what it waited for. Each attempt writes it down anew, so this holds once a change, however often the
+    /// process is started. By the change of the inode, which neither `cp -p` nor `mv` hides.
+    pub fn is_older_than<'a>(setup: &Setup, files: impl Iterator<Item = &'a Path>) -> bool {
+        let Ok(kept) = fs::metadata(&setup.backoff_file) else { return false };
+        let written = (kept.mtime(), kept.mtime_nsec());
+        let changed = files.filter_map(|file| fs::metadata(file).ok()).map(|meta| (meta.ctime(), meta.ctime_nsec()));
+        changed.max().is_some_and(|changed| changed > written)
+    }
+
     /// The link wants this kept.
-    pub fn keep(&mut self, saved: Saved, setup: &Setup) {
+    pub fn keep(&mut self, saved: Saved, setup: &Setup, outbox: &Arc<Port<ForOutbox>>) {
         self.saved = saved;
         saved::keep(&setup.backoff_file, saved);
         // Which remedies were run is written by the errand that runs them.
@@ -52,20 +68,23 @@ impl Keeping {
         let due = now.since(self.flash_at) >= FLASH_INTERVAL;
         let over = new.remedies_boot_s == [0; _] && old.remedies_boot_s != [0; _];
         if new.slow_exponent != old.slow_exponent || over || (new != old && due) {
-            let errand = self.errand(setup);
+            let errand = self.errand(setup, outbox);
             setup.runner.give(errand);
         }
     }
 
-    /// Writes to flash what there is now.
-    pub fn errand(&mut self, setup: &Setup) -> Errand {
+    /// Writes to flash what there is now, and tells the outbox, which keeps the books of flash.
+    pub fn errand(&mut self, setup: &Setup, outbox: &Arc<Port<ForOutbox>>) -> Errand {
         (self.on_flash, self.flash_at) = (self.saved, clock::now());
         let (path, kept) =
             (setup.flash_file.clone(), OnFlash { device: setup.upstream.device.clone(), saved: self.saved });
-        Box::new(move || {
-            if let Err(error) = saved::write_durably(&path, kept) {
-                debug!(target: "uplink", "backoff not kept on flash path={} error={error}", path.display());
-            }
+        let outbox = Arc::clone(outbox);
+        Box::new(move || match saved::write_durably(&path, kept) {
+            Ok(Written { bytes, syncs }) => outbox.give(|cell| {
+                cell.beside.bytes += bytes;
+                cell.beside.syncs += syncs;
+            }),
+            Err(error) => debug!(target: "uplink", "backoff not kept on flash path={} error={error}", path.display()),
         })
     }
 
@@ -80,5 +99,5 @@ impl Keeping {
 
 /// What a reboot leaves of it.
 fn lasting(saved: &Saved) -> Saved {
-    Saved { not_before_boot_ms: 0, offline_since_boot_ms: 0, ..*saved }
+    Saved { not_before_boot_ms: 0, offline_since_boot_ms: 0, words_boot_s: [0; _], ..*saved }
 }

@@ -1,6 +1,6 @@
 //! The uplink thread: one mio reactor that performs what the core's [`Upstream`] decides. Owns the transport, the way
-//! to it (`dialing`) and the thread's side of the ports; never touches flash, never resolves names, never blocks but in its
-//! one poll.
+//! to it (`dialing`) and the thread's side of the ports; never touches flash, reads no file of the operator's, never
+//! resolves names, never blocks but in its one poll.
 
 mod dialing;
 mod elsewhere;
@@ -66,6 +66,8 @@ pub struct Uplink {
     reaches: Vec<Arc<Reach>>,
     elsewhere: Option<EndpointsFile>,
     keeping: Keeping,
+    /// Files have changed since the process before wrote down what it waits for.
+    mended: bool,
     setup: Setup,
 }
 
@@ -78,23 +80,26 @@ impl Uplink {
                 "as many endpoints as the link knows, and at least one",
             ));
         }
-        let mut elsewhere = setup.endpoints_file.as_deref().map(EndpointsFile::new);
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+        let mut elsewhere = setup.endpoints_file.as_deref().map(|path| EndpointsFile::new(path, wake(&waker)));
         if let Some(endpoints) = elsewhere.as_mut().and_then(EndpointsFile::look) {
             setup.set_endpoints(endpoints);
         }
-        let reaches = setup.endpoints.iter().map(|endpoint| reach(endpoint, &setup)).collect::<io::Result<_>>()?;
+        let reaches = setup.endpoints.iter().map(|endpoint| reach(endpoint, &setup)).collect::<io::Result<Vec<_>>>()?;
         let (keeping, found) = Keeping::begin(&setup);
+        let mut mended = false;
         if let Some((saved, this_boot)) = found {
+            let last = reaches.get(usize::from(saved.endpoint));
+            mended = this_boot && last.is_some_and(|reach| Keeping::is_older_than(&setup, reach.files()));
             setup.upstream.saved = Some(saved);
             setup.upstream.fresh_boot = !this_boot;
         }
         if let Some((day, true)) = saved::read(&setup.day_file) {
             setup.upstream.cap = setup.upstream.cap.with(day);
         }
-        let poll = Poll::new()?;
-        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         let port = Port::with_wake(wake(&waker));
-        Ok(Self { poll, waker, port: Arc::new(port), reaches, elsewhere, keeping, setup })
+        Ok(Self { poll, waker, port: Arc::new(port), reaches, elsewhere, keeping, mended, setup })
     }
 
     /// Where the other threads leave what is for this one.
@@ -104,7 +109,7 @@ impl Uplink {
 
     /// Runs until told to stop, on the calling thread. The first attempt waits for the first offers.
     pub fn run(self, outbox: Arc<Port<ForOutbox>>, board: Arc<Board>) -> Exit {
-        let Self { poll, waker, port, reaches, elsewhere, keeping, setup } = self;
+        let Self { poll, waker, port, reaches, elsewhere, keeping, mended, setup } = self;
         let mut network = Watch::new(poll.registry(), NETWORK);
         network.set_places(reaches.iter().map(|reach| place(reach)), clock::now());
         let clock_watch = clock::Watch::try_new(poll.registry(), CLOCK);
@@ -116,6 +121,7 @@ impl Uplink {
             poll,
             upstream: Upstream::new(setup.upstream.clone(), clock::now()),
             dialing: Dialing::new(|| wake(&waker), reaches.len()),
+            waker,
             expiry: Expiry::default(),
             reaches,
             elsewhere,
@@ -137,6 +143,9 @@ impl Uplink {
             board,
             setup,
         };
+        if mended {
+            reactor.tell(Input::SourcesChanged);
+        }
         let mut events = Events::with_capacity(8);
         loop {
             if let Some(exit) = reactor.turn() {
@@ -164,6 +173,7 @@ enum Transport {
 
 struct Reactor {
     poll: Poll,
+    waker: Arc<Waker>,
     network: Watch,
     clock_watch: Option<clock::Watch>,
     upstream: Upstream,
@@ -211,8 +221,9 @@ impl Reactor {
         }
         // Only now: a pong that lies in the socket already is in time, however late this thread is.
         if self.offered {
-            self.look_elsewhere();
-            self.upstream.handle_timeout(clock::now());
+            if self.look_elsewhere() {
+                self.upstream.handle_timeout(clock::now());
+            }
             self.perform();
         }
         self.flush();
@@ -223,7 +234,11 @@ impl Reactor {
 
     /// Sleeps until something happens or is due.
     fn wait(&mut self, events: &mut Events) {
-        let deadline = self.upstream.poll_timeout().filter(|_| self.offered).map(|(at, _)| at);
+        let own = self.upstream.poll_timeout().filter(|_| self.offered).map(|(at, _)| at);
+        // An attempt that is due may wait for a look.
+        let is_due = own.is_some_and(|at| at <= clock::now());
+        let look = self.elsewhere.as_ref().and_then(EndpointsFile::poll_timeout).filter(|_| is_due);
+        let deadline = look.or(own);
         let deadline = deadline.into_iter().chain(self.network.poll_timeout()).min();
         let timeout = if self.ready { Some(Duration::ZERO) } else { deadline.map(|at| at.since(clock::now())) };
         if let Err(error) = self.poll.poll(events, timeout) {
@@ -265,7 +280,7 @@ impl Reactor {
     }
 
     fn take_answers(&mut self) {
-        match self.dialing.take_answer(self.endpoint) {
+        match self.dialing.take_answer(self.endpoint, self.poll.registry()) {
             None => {}
             Some(Input::Failed(failure)) => self.fail(failure),
             Some(input) => {
@@ -293,8 +308,8 @@ impl Reactor {
             self.exit = Some(Exit::Stopped);
             return;
         }
-        if let Some(setup) = setup {
-            self.take_up(*setup);
+        if let Some((setup, found)) = setup {
+            self.take_up(*setup, found);
         }
         if sources_changed {
             self.tell(Input::SourcesChanged);
@@ -451,8 +466,8 @@ impl Reactor {
                 if flushed.shrank {
                     self.tell(Input::Received);
                 }
-                if flushed.ping {
-                    self.tell(Input::PingFlushed);
+                for counter in flushed.pings {
+                    self.tell(Input::PingFlushed(counter));
                 }
             }
             Err(failure) => self.fail(failure),
@@ -482,6 +497,7 @@ impl Reactor {
             let (session, url) =
                 (view.session.as_deref().unwrap_or_default(), &self.reaches[self.endpoint].endpoint.url);
             info!(target: "uplink", "link up session={session:?} endpoint={url}");
+            self.drop_remedies();
         }
         self.was_up = is_up;
         *self.board.link.lock() = view;

@@ -4,7 +4,7 @@ use std::mem;
 use std::rc::Rc;
 use std::time::Duration;
 
-use log::{trace, warn};
+use log::{info, trace, warn};
 
 use super::{Exit, Reactor, Transport, UPSTREAM};
 use crate::dialect::Purpose;
@@ -40,7 +40,7 @@ impl Reactor {
             Output::Ping { counter } => {
                 if let Transport::Open(open) = &mut self.transport {
                     match counter {
-                        Some(counter) => open.ping_behind(counter.to_string()),
+                        Some(counter) => open.ping_behind(counter),
                         None => open.ping()?,
                     }
                 }
@@ -62,6 +62,10 @@ impl Reactor {
             Output::ServerTime { now_ms } => {
                 let told = Some((now_ms, clock::now()));
                 self.outbox.lock().server_time = told;
+                if clock::confirm(now_ms) {
+                    warn!(target: "uplink", "the upstream confirms the clock: files of a later time were a wrong one's");
+                    self.on_clock();
+                }
             }
             Output::Changed => self.view_is_stale = true,
             Output::Event { kind, detail } => {
@@ -73,7 +77,7 @@ impl Reactor {
                 self.board.commands.lock().received = self.commands;
                 trace!(target: "uplink", "command without subscriber seq={seq} topic={topic:?}");
             }
-            Output::Save(saved) => self.keeping.keep(saved, &self.setup),
+            Output::Save(saved) => self.keeping.keep(saved, &self.setup, &self.outbox),
             Output::SaveDay(saved) => saved::keep(&self.setup.day_file, saved),
             Output::GiveUp => self.exit = Some(Exit::GaveUp),
         }
@@ -83,7 +87,7 @@ impl Reactor {
     fn resolve(&mut self, endpoint: u8, recheck: bool) {
         self.endpoint = endpoint.into();
         let reach = &self.reaches[self.endpoint];
-        if let Err(failure) = self.dialing.prepare(self.endpoint, reach, recheck, self.poll.registry()) {
+        if let Err(failure) = self.dialing.prepare(self.endpoint, reach, recheck) {
             self.upstream.handle_input(Input::Failed(failure), clock::now());
         }
     }
@@ -123,6 +127,18 @@ impl Reactor {
         }
     }
 
+    /// A session is up: what waits behind the remedy that runs is not needed any more.
+    pub(super) fn drop_remedies(&mut self) {
+        for exec in self.setup.runner.drop_runs() {
+            let program = exec.first().map_or("", String::as_str);
+            info!(target: "uplink", "remedy not run, a session is up program={program}");
+            let step = self.setup.remedies.iter().position(|remedy| remedy.exec == exec);
+            if let Some(step) = step.and_then(|step| u8::try_from(step).ok()) {
+                self.tell(Input::RemedyDropped { step });
+            }
+        }
+    }
+
     /// That it is run is on flash before it is run: it may be what takes our power.
     fn remedy(&mut self, step: u8) {
         let Some(remedy) = self.setup.remedies.get(usize::from(step)) else { return };
@@ -136,7 +152,7 @@ impl Reactor {
             exec: remedy.exec.clone(),
             timeout: Duration::from_secs(remedy.timeout_s),
             environment: [("BACKHAUL_DOWN_S", down_s.to_string()), ("BACKHAUL_CLASS", class.to_owned())],
-            before: self.keeping.errand(&self.setup),
+            before: self.keeping.errand(&self.setup, &self.outbox),
         });
     }
 }

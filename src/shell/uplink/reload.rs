@@ -5,36 +5,43 @@ use std::sync::Arc;
 
 use log::warn;
 
-use super::elsewhere::{self, EndpointsFile};
+use super::elsewhere::{self, EndpointsFile, Looked};
 use super::setup::{place, reach};
-use super::{Reactor, Setup};
+use super::{Reactor, Setup, Transport, wake};
+use crate::config::Endpoint;
 use crate::shell::clock;
 use crate::{link, upstream};
 
 impl Reactor {
-    /// Before an attempt: are there other endpoints?
-    pub(super) fn look_elsewhere(&mut self) {
+    /// Before an attempt: are there other endpoints? False while it waits for the answer.
+    pub(super) fn look_elsewhere(&mut self) -> bool {
         let due = self.upstream.poll_timeout().filter(|(at, _)| *at <= clock::now()).map(|(_, timer)| timer);
         let attempt = matches!(due, Some(upstream::Timer::Link(link::Timer::Retry | link::Timer::StartDelay)));
-        let Some(elsewhere) = self.elsewhere.as_mut().filter(|_| attempt) else { return };
-        if let Some(endpoints) = elsewhere.look() {
-            let mut setup = self.setup.clone();
-            setup.set_endpoints(endpoints);
-            self.reconfigure(setup);
+        let Some(elsewhere) = self.elsewhere.as_mut().filter(|_| attempt) else { return true };
+        match elsewhere.poll(clock::now()) {
+            Looked::NotYet => return false,
+            Looked::Done(None) => {}
+            Looked::Done(Some(endpoints)) => {
+                let mut setup = self.setup.clone();
+                setup.set_endpoints(endpoints);
+                self.reconfigure(setup);
+            }
         }
+        true
     }
 
-    /// A reload. What `endpoints_file` says stands in for what the configuration says; where it says nothing good,
-    /// what it said last.
-    pub(super) fn take_up(&mut self, mut setup: Setup) {
+    /// A reload. `found`, what `endpoints_file` says, stands in for what the configuration says; where it says nothing
+    /// good, what it said last.
+    pub(super) fn take_up(&mut self, mut setup: Setup, found: Option<Vec<Endpoint>>) {
         let same_file = setup.endpoints_file == self.setup.endpoints_file;
         if !same_file {
-            self.elsewhere = setup.endpoints_file.as_deref().map(EndpointsFile::new);
+            let path = setup.endpoints_file.as_deref();
+            self.elsewhere = path.map(|path| EndpointsFile::new(path, wake(&self.waker)));
         }
-        match self.elsewhere.as_mut().map(EndpointsFile::look) {
-            Some(Some(endpoints)) => setup.set_endpoints(endpoints),
-            Some(None) if same_file => setup.set_endpoints(self.setup.endpoints.clone()),
-            Some(None) | None => {}
+        match found {
+            Some(endpoints) => setup.set_endpoints(endpoints),
+            None if same_file && self.elsewhere.is_some() => setup.set_endpoints(self.setup.endpoints.clone()),
+            None => {}
         }
         self.reconfigure(setup);
     }
@@ -57,6 +64,12 @@ impl Reactor {
         let endpoints = setup.upstream.endpoints.clone();
         let bytes_per_day_max = setup.upstream.cap.bytes_per_day_max();
         self.setup = setup;
+        let silence = self.reaches[self.endpoint].silence;
+        if let Transport::Open(open) = &self.transport
+            && let Err(error) = open.set_silence(silence)
+        {
+            warn!(target: "uplink", "the session keeps its TCP_USER_TIMEOUT error={error}");
+        }
         let new = upstream::Reconfiguration { link, dialect, endpoints, was, bytes_per_day_max };
         self.upstream.reconfigure(new, clock::now());
         self.perform();

@@ -69,10 +69,8 @@ impl Setup {
     /// Other endpoints, wherever they are named.
     pub fn set_endpoints(&mut self, endpoints: Vec<Endpoint>) {
         let tls = |endpoint: &Endpoint| Target::try_new(&endpoint.url).is_ok_and(|target| target.tls);
-        let urls: Vec<_> = endpoints.iter().map(|endpoint| endpoint.url.clone()).collect();
         Arc::make_mut(&mut self.upstream.link).endpoints_tls = endpoints.iter().map(tls).collect();
-        Arc::make_mut(&mut self.upstream.dialect).endpoint_urls.clone_from(&urls);
-        self.upstream.endpoints = urls;
+        self.upstream.endpoints = endpoints.iter().map(|endpoint| endpoint.url.clone()).collect();
         self.endpoints = endpoints;
     }
 }
