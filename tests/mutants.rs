@@ -28,8 +28,6 @@ enum Catcher {
     Powercut,
     /// Its drawn strings.
     PowercutDrawn,
-    /// States of it that were wrong once.
-    PowercutMended,
     /// Power cuts, failing storage and damaged pages, drawn.
     Faults,
     /// Every bit of a segment of backlog, or one in some.
@@ -39,15 +37,13 @@ enum Catcher {
 }
 
 impl Catcher {
-    const ALL: [Self; 6] =
-        [Self::Powercut, Self::PowercutDrawn, Self::PowercutMended, Self::Faults, Self::RotOfBacklog, Self::Copies];
+    const ALL: [Self; 5] = [Self::Powercut, Self::PowercutDrawn, Self::Faults, Self::RotOfBacklog, Self::Copies];
 
     fn run(self) {
         match self {
             Self::Powercut | Self::PowercutDrawn => {
                 powercut::nothing_promised_is_lost_and_nothing_invented_whatever_a_power_cut_leaves();
             }
-            Self::PowercutMended => powercut::what_was_found_once_stays_mended(),
             Self::Faults => faults::nothing_committed_is_lost_and_nothing_invented_whatever_fails(),
             Self::RotOfBacklog => rot::a_flipped_bit_in_the_backlog_costs_what_it_hits_and_no_more(),
             Self::Copies => outbox::a_copied_image_begins_a_new_epoch_and_numbers_from_one(),
@@ -64,7 +60,7 @@ impl Catcher {
             Self::PowercutDrawn => &[("POWERCUT_SECONDS", "3"), ("POWERCUT_PHASE", "3")],
             Self::Faults => &[("SEEDS", "400")],
             Self::RotOfBacklog => &[("STEP", "37")],
-            Self::Copies | Self::PowercutMended => &[],
+            Self::Copies => &[],
         }
     }
 }
@@ -90,7 +86,6 @@ fn catcher(mutant: Mutant) -> Catcher {
         | Mutant::HeaderCrcUnchecked
         | Mutant::RecordCrcUnchecked => Catcher::Powercut,
         Mutant::LeftoversKept => Catcher::PowercutDrawn,
-        Mutant::LeftoversMixed => Catcher::PowercutMended,
         // A header or a tail is damaged that was durable; or storage fails twice.
         Mutant::OneReservation
         | Mutant::TailTrusted

@@ -9,7 +9,6 @@ use std::ops::Range;
 use super::disk::Disk;
 use super::format::{self, Header, PAGE_BYTES, PAYLOAD_BYTES, Page, Place};
 use super::lane::{Io, Lane, Purpose};
-use super::mutants::mutant;
 use super::segments::segment_name;
 
 impl Lane {
@@ -23,7 +22,7 @@ impl Lane {
     ) -> io::Result<()> {
         let segment = &self.segments[index];
         let pages = page..segment.cleared.min(segment.data_pages());
-        if !pages.is_empty() && !mutant!(LeftoversMixed) {
+        if !pages.is_empty() {
             self.clear_pages(io, index, pages, lap)?;
             self.segments[index].cleared = page;
         }

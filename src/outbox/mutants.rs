@@ -73,8 +73,6 @@ mod chosen {
         DamageGoesFirst,
         /// A torn write's leftovers stay behind the tail.
         LeftoversKept,
-        /// A batch is written over what a power cut left of another one with the same numbers.
-        LeftoversMixed,
         /// Acks on flash are forgotten at a start.
         AcksForgotten,
         /// What was given up is forgotten at a start.

@@ -146,7 +146,7 @@ const MENDED: &[&str] = &[
 ];
 
 #[test]
-pub(crate) fn what_was_found_once_stays_mended() {
+fn what_was_found_once_stays_mended() {
     let starts = starts::all();
     for place in MENDED {
         eprintln!("POWERCUT='{place}'");
