@@ -13,6 +13,8 @@ use crate::link::Config;
 const SCREENED_DEVICES: u32 = 10_000;
 /// A small fleet's peak is noisier; what passes is looked at again with all devices.
 const SCREEN_PERCENT: u64 = 120;
+/// Where no peak is asked for, it may be so many times the accept rate: what the defaults make of a large fleet.
+const PEAK_PER_ACCEPT_RATE: u32 = 7;
 /// Seeds with which a setting has to meet the goal.
 const SEEDS: u64 = 3;
 
@@ -26,7 +28,7 @@ const CAPS_EIGHTHS: [u64; 3] = [9, 16, 32];
 /// What the settings have to reach.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Goal {
-    /// Attempts in a second, at most.
+    /// Attempts in a second, at most; `None`: seven times the accept rate.
     pub attempts_per_s_max: Option<u32>,
     /// The last is back so many seconds after recovery.
     pub back_within_s: Option<f64>,
@@ -62,6 +64,8 @@ pub fn recommend(
     let candidates = if scenario.boots() { start_delays(config) } else { backoffs(config) };
     let small = scenario.scaled(SCREENED_DEVICES);
     let scale = f64::from(small.server.accept_rate) / f64::from(scenario.server.accept_rate);
+    let peak_max = goal.attempts_per_s_max.unwrap_or(scenario.server.accept_rate.saturating_mul(PEAK_PER_ACCEPT_RATE));
+    let goal = Goal { attempts_per_s_max: Some(peak_max), ..goal };
     let scaled = Goal {
         attempts_per_s_max: goal.attempts_per_s_max.map(|peak| (f64::from(peak) * scale).ceil() as u32),
         ..goal

@@ -14,6 +14,9 @@ const HEIGHT: f64 = 620.0;
 /// Points of a line, at most: more than the picture has columns says nothing more.
 const POINTS_MAX: usize = 900;
 
+/// Keeps a label readable where a line runs through it.
+const HALO: &str = "paint-order='stroke' stroke='#fff' stroke-width='4'";
+
 /// The two panels.
 pub(super) fn draw(scenario: &Scenario, outcome: &Outcome, recommended: Option<&Outcome>) -> String {
     let runs: Vec<_> = [Some(outcome), recommended].into_iter().flatten().collect();
@@ -120,7 +123,7 @@ fn level(svg: &mut String, top: f64, share: f64, label: &str) {
         svg,
         format_args!(
             "<path d='M{LEFT} {y:.1}H{right}' stroke='#000' stroke-dasharray='2 3'/><text x='{right}' y='{:.1}' \
-         text-anchor='end'>{label}</text>\n",
+         text-anchor='end' {HALO}>{label}</text>\n",
             y - 5.0
         ),
     );
@@ -136,7 +139,7 @@ fn mark(svg: &mut String, axis: &Axis, second: f64, label: &str, below: f64) {
         put(svg, format_args!("<path d='M{x:.1} {top}V{}' stroke='#000' stroke-dasharray='8 3 2 3'/>\n", top + PANEL));
     }
     let anchor = if x > WIDTH * 0.7 { "end' dx='-5" } else { "start' dx='5" };
-    put(svg, format_args!("<text x='{x:.1}' y='{}' text-anchor='{anchor}'>{label}</text>\n", TOPS[1] + below));
+    put(svg, format_args!("<text x='{x:.1}' y='{}' text-anchor='{anchor}' {HALO}>{label}</text>\n", TOPS[1] + below));
 }
 
 /// 1, 2 or 5 times a power of ten.
