@@ -301,12 +301,20 @@ impl World {
     }
 }
 
+/// Seeds that failed once.
+const MENDED: &[u64] = &[
+    // The newest segment began behind a damaged first page. Once covered, it was taken for one in which a new lap had
+    // begun: each start skipped further numbers.
+    2633,
+];
+
 #[test]
 pub(crate) fn nothing_committed_is_lost_and_nothing_invented_whatever_is_cut() {
     let one = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
     let seeds: u64 = std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(400);
     let mut lives = 0;
-    for seed in one.map_or(0..seeds, |seed: u64| seed..seed + 1) {
+    let standing = MENDED.iter().copied().filter(|_| one.is_none());
+    for seed in one.map_or(0..seeds, |seed: u64| seed..seed + 1).chain(standing) {
         let result = std::panic::catch_unwind(|| {
             let mut world = World::new(seed);
             for _ in 0..400 {

@@ -190,8 +190,11 @@ impl Agent {
         if let Some(crew) = self.crew.take()
             && !crew.stop(&self.bell, RELOAD_TIMEOUT)
         {
-            let told = self.bell.stop_is_asked();
-            return Err(if told { StartError::Stopped } else { StartError::Stuck });
+            if self.bell.stop_is_asked() {
+                self.notify.stopping();
+                return Err(StartError::Stopped);
+            }
+            return Err(StartError::Stuck);
         }
         self.start()
     }

@@ -145,7 +145,7 @@ pub(super) fn uplink(
             .map(|remedy| link::Remedy {
                 after_s: remedy.after_s,
                 again_after_s: remedy.again_after_s,
-                id: crc32c::crc32c(remedy.exec.join("\0").as_bytes()).max(1),
+                id: (crc32c::crc32c(remedy.exec.join("\0").as_bytes()) >> 16).max(1) as u16,
             })
             .collect(),
         ..link::Config::from(upstream)

@@ -15,6 +15,7 @@ usage: backhaul COMMAND [OPTION...]
   send     hand records to the agent, a line each
   status   what the agent is doing and why
   outbox   look into an outbox without an agent; prove what a storage keeps
+  plan     what a fleet of agents does to its server after an outage
 
   -h, --help       this text; with a command, what that command takes
   -V, --version    the version
@@ -197,6 +198,31 @@ exit codes: 0 nothing is missing, 65 flushed data is missing, 66 no such folder,
             74 an error of the storage, 75 another one runs here
 ";
 
+/// `plan --help`
+pub const PLAN: &str = "\
+usage: backhaul plan --devices N --accept-rate R [OPTION...]
+
+What a fleet does to a server that accepts R sessions a second: attempts, who is
+back when, other settings. A simulation with the agent's own link, one seed.
+
+  --outage S | --planned | --power-cut   60 s unless said; a restart with `retry`
+                      sent before; all devices boot within 3 s
+  --no-retry-after    over its rate the server answers a bare 503 (--over 503,
+                      retry-after, reset or silent say how)
+  --down HOW          while it is down: refused, reset, silent or 503
+  --burst N           at once after a pause (R)    --backlog N    may wait (0)
+  --falls-over-at N   attempts in a second that bring it down for 30 s (never)
+  --loss-spread S     the loss is noticed within   --rtt MS       the same for all
+  --recommend --peak R | --back-within S
+                      the cheapest settings that reach it, as configuration
+  --compare           beside it, what other programs' formulas do
+  --config FILE       the settings to try (a whole file or a fragment); else the
+                      defaults
+  --seed N            another run (1)
+  --svg FILE          attempts and devices back over time, as a picture
+  --json              for programs
+";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,6 +242,7 @@ mod tests {
             OUTBOX_EXPORT,
             OUTBOX_WIPE,
             OUTBOX_PROVE,
+            PLAN,
         ] {
             assert!(text.lines().count() <= 24, "{text}");
             assert_eq!(text.lines().find(|line| line.len() > 80), None);

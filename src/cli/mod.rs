@@ -7,6 +7,7 @@ pub mod client;
 mod help;
 mod logger;
 pub mod outbox;
+pub mod plan;
 pub mod run;
 pub mod send;
 pub mod status;
@@ -28,6 +29,7 @@ pub fn main() -> ExitCode {
         Ok(Command::Send(args)) => send::run(&args),
         Ok(Command::Status(args)) => status::run(&args),
         Ok(Command::Outbox(args)) => outbox::run(&args),
+        Ok(Command::Plan(args)) => plan::run(&args),
         Err(UsageError(message)) => {
             eprintln!("backhaul: {message}");
             ExitCode::from(exit::USAGE)

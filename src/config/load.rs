@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::read::{self, Endpoints, Meaning};
 use super::tree::{self, Place, Table};
-use super::{Config, Endpoint, Local, file};
+use super::{Config, Endpoint, Local, Upstream, file};
 
 /// Where the configuration is unless said otherwise.
 pub const DEFAULT_PATH: &str = "/etc/backhaul/backhaul.toml";
@@ -83,6 +83,12 @@ pub fn endpoints(path: &Path) -> Result<Endpoints, Vec<ConfigError>> {
 pub fn socket(path: &Path) -> Result<PathBuf, Vec<ConfigError>> {
     let (files, tree) = read_files(path)?;
     read::read_socket(&tree).map_err(|problems| placed(&files, problems))
+}
+
+/// How a link comes back and stays up, for the planner of a fleet: of a whole configuration or of a fragment.
+pub fn link(path: &Path) -> Result<Upstream, Vec<ConfigError>> {
+    let (files, tree) = read_files(path)?;
+    read::read_link(&tree).map_err(|problems| placed(&files, problems))
 }
 
 /// The local socket's path where no configuration can be read.

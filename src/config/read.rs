@@ -89,6 +89,15 @@ pub fn read_socket(tree: &Table) -> Result<PathBuf, Vec<(Place, String)>> {
     if problems.is_empty() { Ok(socket) } else { Err(problems) }
 }
 
+/// How a link comes back and stays up: what a fleet's planner needs, of a whole configuration or of a fragment.
+pub fn read_link(tree: &Table) -> Result<Upstream, Vec<(Place, String)>> {
+    let problems = Problems::default();
+    let mut section = Section::root(tree, &problems).section("upstream");
+    let upstream = read_link_keys(&mut section);
+    let problems = problems.into_sorted();
+    if problems.is_empty() { Ok(upstream) } else { Err(problems) }
+}
+
 const PAGE_BYTES: u32 = 4096;
 /// 100 years: sums of such durations in microseconds stay within 64 bits.
 const MS_MAX: i64 = 3_155_760_000_000;
@@ -120,20 +129,15 @@ fn read_upstream(mut section: Section<'_>, lanes: &[Lane], warnings: &mut Vec<St
         window_records: section.number("window_records", 1..=1 << 20, default.window_records),
         window_bytes: section.number("window_bytes", 1..=64 << 20, default.window_bytes),
         batch_bytes_max: section.number("batch_bytes_max", 1..=MESSAGE_BYTES_MAX as i64, default.batch_bytes_max),
-        handshake_timeout_ms: section.number("handshake_timeout_ms", MS, default.handshake_timeout_ms),
         ack_timeout_ms: section.number("ack_timeout_ms", MS, default.ack_timeout_ms),
         command_wait_ms: section.number("command_wait_ms", MS, default.command_wait_ms),
-        session_age_s_max: section.number("session_age_s_max", 0..=MS_MAX / 1000, default.session_age_s_max),
-        server_wait_ms_max: section.number("server_wait_ms_max", MS, default.server_wait_ms_max),
-        attempts_max: section.number("attempts_max", 0..=i64::from(u32::MAX), default.attempts_max),
         events_lane: section.text("events_lane").unwrap_or(default.events_lane),
         endpoints: read_endpoints(&mut section, warnings),
         endpoints_file: section.path("endpoints_file"),
         no_proxy: section.texts("no_proxy"),
         credential_timeout_ms: section.number("credential_timeout_ms", MS, default.credential_timeout_ms),
-        reconnect: read_reconnect(section.section("reconnect")),
-        heartbeat: read_heartbeat(section.section("heartbeat")),
         pace: read_pace(section.section("pace")),
+        ..read_link_keys(&mut section)
     };
     let events = upstream.events_lane.as_str();
     if !events.is_empty() && lanes.iter().all(|lane| lane.name.as_str() != events) {
@@ -141,6 +145,19 @@ fn read_upstream(mut section: Section<'_>, lanes: &[Lane], warnings: &mut Vec<St
     }
     section.finish();
     upstream
+}
+
+fn read_link_keys(section: &mut Section<'_>) -> Upstream {
+    let default = Upstream::default();
+    Upstream {
+        handshake_timeout_ms: section.number("handshake_timeout_ms", MS, default.handshake_timeout_ms),
+        session_age_s_max: section.number("session_age_s_max", 0..=MS_MAX / 1000, default.session_age_s_max),
+        server_wait_ms_max: section.number("server_wait_ms_max", MS, default.server_wait_ms_max),
+        attempts_max: section.number("attempts_max", 0..=i64::from(u32::MAX), default.attempts_max),
+        reconnect: read_reconnect(section.section("reconnect")),
+        heartbeat: read_heartbeat(section.section("heartbeat")),
+        ..default
+    }
 }
 
 fn read_endpoints(upstream: &mut Section<'_>, warnings: &mut Vec<String>) -> Vec<Endpoint> {

@@ -147,6 +147,25 @@ impl Scenario {
         }
     }
 
+    /// All devices boot.
+    pub fn boots(&self) -> bool {
+        matches!(self.start, Start::PowerCut { .. })
+    }
+
+    /// The same with at most so many devices, the server scaled with them.
+    pub fn scaled(&self, devices_max: u32) -> Self {
+        let devices = self.devices.min(devices_max);
+        let scale = |n: u32| (u64::from(n) * u64::from(devices)).div_ceil(u64::from(self.devices)) as u32;
+        let server = ServerModel {
+            accept_rate: scale(self.server.accept_rate),
+            burst: scale(self.server.burst),
+            backlog: scale(self.server.backlog),
+            falls_over_at: scale(self.server.falls_over_at),
+            ..self.server
+        };
+        Self { devices, server, ..self.clone() }
+    }
+
     /// No policy brings the last device back earlier, but for a burst: devices / accept rate, in seconds.
     pub fn bound_s(&self) -> f64 {
         f64::from(self.devices) / f64::from(self.server.accept_rate)

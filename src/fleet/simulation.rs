@@ -26,8 +26,7 @@ const ROUND_TRIPS_WELCOME: u32 = 4;
 /// the second and the number of devices that are connected.
 pub fn run(scenario: &Scenario, config: &Arc<Config>, progress: &mut dyn FnMut(u64, u32)) -> Outcome {
     let drift = scenario.drift_ppm_max;
-    let boots = matches!(scenario.start, Start::PowerCut { .. });
-    Simulation::new(scenario, |seed, at| match boots {
+    Simulation::new(scenario, |seed, at| match scenario.boots() {
         true => LinkDevice::booting(config, seed, drift, at),
         false => LinkDevice::stable(config, seed, drift, at),
     })
@@ -36,8 +35,7 @@ pub fn run(scenario: &Scenario, config: &Arc<Config>, progress: &mut dyn FnMut(u
 
 /// The same with devices that follow another program's formula.
 pub fn run_peers(scenario: &Scenario, peer: Peer, progress: &mut dyn FnMut(u64, u32)) -> Outcome {
-    let boots = matches!(scenario.start, Start::PowerCut { .. });
-    Simulation::new(scenario, |seed, at| PeerDevice::new(peer, seed, boots, at)).play(progress)
+    Simulation::new(scenario, |seed, at| PeerDevice::new(peer, seed, scenario.boots(), at)).play(progress)
 }
 
 struct Simulation<'a, D> {

@@ -87,7 +87,7 @@ pub struct Remedy {
     /// Seconds until it may be run again in the same outage; 0: never.
     pub again_after_s: u64,
     /// Which one it is, whatever its place in the list: drawn from what is run; not 0.
-    pub id: u32,
+    pub id: u16,
 }
 
 /// What happened. The shell reports only of the lookup and the sockets that it was last asked for; what does not fit
@@ -256,7 +256,7 @@ pub struct Saved {
     /// For each remedy that was run in this outage, when, on the boot clock, in s; 0: it was not.
     pub remedies_boot_s: [u32; REMEDIES_MAX],
     /// Which remedies those are; all 0: only the place in the list says.
-    pub remedies_id: [u32; REMEDIES_MAX],
+    pub remedies_id: [u16; REMEDIES_MAX],
     /// For each endpoint the server's word: not before this, on the boot clock, in s.
     pub words_boot_s: [u32; ENDPOINTS_MAX],
     /// What the wait until then is for.

@@ -95,12 +95,12 @@ impl Remedies {
 }
 
 /// Which remedy stands where.
-pub(super) fn ids(remedies: &[Remedy]) -> [u32; REMEDIES_MAX] {
+pub(super) fn ids(remedies: &[Remedy]) -> [u16; REMEDIES_MAX] {
     std::array::from_fn(|index| remedies.get(index).map_or(0, |remedy| remedy.id))
 }
 
 /// When each of these was run; `run_s` and `was` say it of the places before. The same one listed twice keeps its order.
-fn moved(run_s: [u32; REMEDIES_MAX], mut was: [u32; REMEDIES_MAX], is: &[Remedy]) -> [u32; REMEDIES_MAX] {
+fn moved(run_s: [u32; REMEDIES_MAX], mut was: [u16; REMEDIES_MAX], is: &[Remedy]) -> [u32; REMEDIES_MAX] {
     ids(is).map(|id| {
         let before = was.iter_mut().zip(run_s).find(|(was, _)| **was == id && id != 0);
         before.map_or(0, |(was, run_s)| {

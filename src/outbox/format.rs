@@ -47,7 +47,8 @@ pub const PAGE_BYTES: usize = 1 << PAGE_SHIFT;
 const PAGE_SHIFT: u8 = 12;
 /// Bytes of a page that carry a batch.
 pub const PAYLOAD_BYTES: usize = PAGE_BYTES - TAG_BYTES;
-const TAG_BYTES: usize = 8;
+const TAG_BYTES: usize = LAP_BYTES + CRC_BYTES;
+const LAP_BYTES: usize = 4;
 /// Runs in a header, at most; more are merged (see [`super::runs`]).
 pub const RUNS_MAX: usize = 128;
 /// Largest header with its lane, runs and CRC, in bytes.
@@ -61,7 +62,7 @@ pub const SEGMENT_BYTES_MAX: u32 = 4 << 20;
 pub const SEGMENT_RECORDS_MAX: u32 = 32_768;
 
 const FIXED_BYTES: usize = 92;
-/// A record's checksum.
+/// A checksum.
 const CRC_BYTES: usize = 4;
 /// Length, CRC and eight fields of a byte each, body's kind and length among them.
 const RECORD_BYTES_MIN: u32 = 1 + 4 + 8;
@@ -293,6 +294,14 @@ pub fn page(bytes: &[u8], place: Place) -> Page {
         return Page::Written { lap: u32::from_le_bytes(lap.try_into().expect("4 bytes")) };
     }
     if bytes == [0; PAGE_BYTES] { Page::Zero } else { Page::Bad }
+}
+
+/// Makes a page one that no batch wrote: its first `kept` bytes stay, a header's perhaps, the rest is zeros under a tag
+/// of lap 0, which none has. Not zeros alone: it can be told apart from a page that was never written.
+pub fn clear_page(bytes: &mut [u8; PAGE_BYTES], place: Place, kept: usize) {
+    bytes[kept..].fill(0);
+    let crc = crc32c::crc32c_append(place.crc(), &bytes[..PAYLOAD_BYTES + LAP_BYTES]);
+    bytes[PAYLOAD_BYTES + LAP_BYTES..].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// A record's fields on flash.

@@ -381,8 +381,33 @@ impl Lane {
         };
         // The spare page holds nothing that a newer header does not say again: it may be rewritten.
         let Some(slot) = slot.or(current.filter(|_| reach == Reach::Again)) else { return Ok(false) };
+        if log + 1 < self.logs.len() {
+            self.write_header_before(io, log, slot, purpose)?;
+        }
         self.write_batch(io, log, slot, &mut RecordArea::default(), purpose)?;
         Ok(true)
+    }
+
+    /// An older log gets no segment in which the next header would say it all: the last page but one bears the new one
+    /// while the last is written again. It counts once that is done: until then a start finds the one that was there.
+    fn write_header_before<D: Disk>(
+        &mut self,
+        io: &mut Io<D>,
+        log: usize,
+        slot: usize,
+        purpose: Purpose,
+    ) -> io::Result<()> {
+        let segment = &mut self.segments[slot];
+        let (pages, has_room) = (segment.pages, segment.ends_in_headers());
+        let Some(used) = segment.used.as_mut().filter(|used| has_room && used.page >= pages) else { return Ok(()) };
+        used.page = pages - 2;
+        let known = self.logs[log].flash_knows();
+        let written = self.write_batch(io, log, slot, &mut RecordArea::default(), purpose);
+        if let (Err(_), Some(used)) = (&written, &mut self.segments[slot].used) {
+            used.page = pages;
+        }
+        self.logs[log].set_flash_knows(known);
+        written
     }
 
     /// A segment for a header that found no page; only the log that takes records may take one, and neither acks
@@ -417,7 +442,10 @@ impl Lane {
         let name = segment_name(&self.name, segment.number);
         let bytes = io.scratch.len() as u64;
         let offset = u64::from(place.page) * PAGE_BYTES as u64;
-        let result = io.disk.write_at(&name, offset, &io.scratch).and_then(|()| io.sync(&name, purpose));
+        let (page, lap) = (place.page, header.lap);
+        let cleared = if header.count > 0 { self.clear_leftovers(io, slot, page, lap) } else { Ok(()) };
+        let written = cleared.and_then(|()| io.disk.write_at(&name, offset, &io.scratch));
+        let result = written.and_then(|()| io.sync(&name, purpose));
         io.scratch.clear();
         io.scratch.shrink_to(TAIL_BYTES_MAX);
         *purpose.of(&mut io.purposes) += bytes;
@@ -432,6 +460,9 @@ impl Lane {
         segment.lap = used.lap;
         used.page = place.page + header.pages() - u32::from(mutant!(DurablePageWrittenAgain));
         used.records += header.count;
+        if header.count > 0 {
+            used.records_end = used.page;
+        }
         used.batches += 1;
         used.end = used.end.max(header.next());
         if log + 1 == self.logs.len() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Outbox;
 use super::disk::Disk;
-use super::lane::{Io, Lane};
+use super::lane::{Io, Lane, Purpose, Reach};
 use super::log::{Leave, Log};
 use crate::record::LaneName;
 
@@ -36,7 +36,19 @@ impl Lane {
         }
         // The log that is older from now on takes nothing more: what waits in RAM goes to flash before.
         self.write_waiting(io);
-        self.waiting().0 == 0 && self.log().leave != Leave::AtOnce && self.begin(io).is_ok()
+        let written = self.waiting().0 == 0 && self.log().leave != Leave::AtOnce;
+        written && self.leave_room_for_headers(io) && self.begin(io).is_ok()
+    }
+
+    /// The log that is older from now on gets no further segment, but headers as it drains: two pages for them, one of
+    /// which is intact whenever the other is written.
+    fn leave_room_for_headers<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
+        let has_room =
+            |lane: &Self| lane.current(lane.log().origin).is_some_and(|index| lane.segments[index].ends_in_headers());
+        let log = self.logs.len() - 1;
+        has_room(self)
+            || self.make_room(io, 1, 0).is_ok()
+                && matches!(self.write_header(io, log, Purpose::Reserve, Reach::Data), Ok(true))
     }
 
     fn has_backlog<D: Disk>(&self, io: &Io<D>) -> bool {

@@ -208,6 +208,17 @@ impl Log {
         }
     }
 
+    /// What the newest synced headers say: both reservations, what is covered since the one before, acks and floor.
+    pub fn flash_knows(&self) -> ([u64; 2], [u64; 3]) {
+        (self.reserved, [self.covered_before, self.durable_acked, self.durable_floor])
+    }
+
+    /// It is this still, whatever was written since.
+    pub fn set_flash_knows(&mut self, (reserved, covered): ([u64; 2], [u64; 3])) {
+        self.reserved = reserved;
+        [self.covered_before, self.durable_acked, self.durable_floor] = covered;
+    }
+
     /// Positions acked that flash does not know of and still holds.
     pub fn acks_lag(&self) -> u64 {
         let held = match self.leave {

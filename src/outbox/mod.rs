@@ -10,6 +10,7 @@ pub mod format;
 pub mod inspect;
 pub mod keys;
 mod lane;
+mod leftovers;
 mod live;
 mod log;
 #[cfg(feature = "mutants")]

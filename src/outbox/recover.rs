@@ -30,6 +30,8 @@ struct Walk {
     failed: u64,
     /// Page after the last batch.
     page: u32,
+    /// Page after the last batch with records.
+    records_end: u32,
     records: u32,
     /// The page after the last batch is damaged: something durable may have stood there.
     tail_bad: bool,
@@ -50,6 +52,9 @@ struct Repairs {
     remake: Vec<u32>,
     /// Damaged pages lie behind the tail, which a later start must not take for a damaged tail.
     leftovers: bool,
+    /// The first page of this segment, the newest one, is damaged; its lap began behind it. A later start, once the
+    /// segment is covered, must not take that for a lap that began since.
+    first_page_bad: Option<u32>,
 }
 
 impl Lane {
@@ -64,9 +69,10 @@ impl Lane {
         for &(number, bytes) in files {
             // Longer than any segment is hostile: what lies behind is left alone.
             let pages = (bytes.min(u64::from(SEGMENT_BYTES_MAX)) / PAGE_BYTES as u64) as u32;
-            let mut segment = Segment { number, pages, used: None, lap: 0 };
+            let mut segment = Segment { number, pages, used: None, lap: 0, cleared: pages };
             match self.scan(io, &segment) {
                 Scan::Empty => {
+                    segment.cleared = 0;
                     empty.push(segment);
                     continue;
                 }
@@ -112,6 +118,7 @@ impl Lane {
             if newest {
                 repairs.doubt = own_repairs.doubt;
                 repairs.leftovers = own_repairs.leftovers;
+                repairs.first_page_bad = own_repairs.first_page_bad;
                 repairs.suspects.append(&mut own_repairs.suspects);
             } else {
                 older_suspects.append(&mut own_repairs.suspects);
@@ -148,7 +155,7 @@ impl Lane {
     /// What is still to be written before records may leave: nothing, after an ordinary start. The order matters:
     /// what the damage may have held stands on flash as a run before the damage goes.
     fn prepare<D: Disk>(&mut self, io: &mut Io<D>, repairs: Repairs, notes: &mut Vec<String>) {
-        let Repairs { doubt, mut suspects, mut remake, leftovers } = repairs;
+        let Repairs { doubt, mut suspects, mut remake, leftovers, first_page_bad } = repairs;
         if self.logs.is_empty() {
             // Damaged while it was filled it may be short, too: made anew, it is as long as any.
             let pages = self.segment_bytes / PAGE_BYTES as u32;
@@ -164,17 +171,20 @@ impl Lane {
         }
         // Where a new lap may have begun, it goes on behind the damage; what it was stays to be seen until then.
         let behind = |number: &u32| self.segments.iter().position(|s| s.number == *number && s.pages > 1);
-        let taken = suspects.iter().find_map(behind);
-        if let Some(index) = taken {
-            suspects.retain(|number| *number != self.segments[index].number);
+        let taken = suspects.iter().find_map(behind).map(|index| (index, self.segments[index].number));
+        if let Some((index, number)) = taken {
+            suspects.retain(|suspect| *suspect != number);
             self.take(index, self.logs.len() - 1);
             self.segments[index].used.as_mut().expect("just taken").page = 1;
         }
         if !(doubt || taken.is_some()) || mutant!(DamageGoesFirst) || self.write_repair(io) {
             self.remake(io, &suspects, notes);
-            if (leftovers || doubt || taken.is_some())
-                && let Err(error) = self.scrub(io, taken.is_some())
-            {
+            let mut scrubbed =
+                self.scrub_first_pages(io, taken.map(|(_, number)| number).into_iter().chain(first_page_bad));
+            if leftovers || doubt || taken.is_some() {
+                scrubbed = scrubbed.and(self.scrub_tail(io));
+            }
+            if let Err(error) = scrubbed {
                 notes.push(format!("lane {}: {error}", self.name));
             }
             self.shed(io);
@@ -201,18 +211,20 @@ impl Lane {
         });
     }
 
-    /// Fills damaged pages behind the tail with zeros, and the first page of a segment that goes on behind it.
-    fn scrub<D: Disk>(&self, io: &mut Io<D>, first_page: bool) -> io::Result<()> {
-        let Some(segment) = self.current(self.log().origin).map(|index| &self.segments[index]) else { return Ok(()) };
-        let written = segment.used.map_or(0, |used| used.page);
-        let name = segment_name(&self.name, segment.number);
-        for page in first_page.then_some(0).into_iter().chain(written..segment.data_pages()) {
-            if self.read_page(io, segment, page).1 == Page::Bad {
-                io.disk.write_at(&name, u64::from(page) * PAGE_BYTES as u64, &[0; PAGE_BYTES])?;
-                io.purposes.other += PAGE_BYTES as u64;
+    /// Clears what lies behind the tail.
+    fn scrub_tail<D: Disk>(&mut self, io: &mut Io<D>) -> io::Result<()> {
+        let current = self.current(self.log().origin).and_then(|index| Some((index, self.segments[index].used?)));
+        current.map_or(Ok(()), |(index, used)| self.clear_leftovers(io, index, used.page, used.lap))
+    }
+
+    /// Clears the first pages of segments that go on behind them.
+    fn scrub_first_pages<D: Disk>(&self, io: &mut Io<D>, numbers: impl Iterator<Item = u32>) -> io::Result<()> {
+        for number in numbers {
+            if let Some(index) = self.segments.iter().position(|segment| segment.number == number) {
+                self.clear_pages(io, index, 0..1, self.lap)?;
             }
         }
-        io.sync(&name, Purpose::Repair)
+        Ok(())
     }
 
     fn write_repair<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
@@ -262,7 +274,7 @@ impl Lane {
         unknown: u64,
         notes: &mut Vec<String>,
     ) -> Repairs {
-        let Some(&(newest, first, _)) = own.last() else { return Repairs::default() };
+        let Some(&(newest, first, first_page_bad)) = own.last() else { return Repairs::default() };
         let segment = self.segments[*newest].clone();
         // After SIGKILL the page cache may hold what flash does not.
         if !mutant!(NotSyncedAtOpen)
@@ -342,7 +354,8 @@ impl Lane {
         log.sent_max = log.next - 1;
         log.check_invariants();
         self.logs.insert(0, log);
-        Repairs { doubt, suspects, leftovers: walk.leftovers, ..Repairs::default() }
+        let first_page_bad = first_page_bad.then_some(segment.number);
+        Repairs { doubt, suspects, leftovers: walk.leftovers, first_page_bad, ..Repairs::default() }
     }
 
     /// Says of each segment what lies in it. Returns the numbers of those whose first page is damaged and whose
@@ -360,9 +373,12 @@ impl Lane {
                 suspects.push(self.segments[*index].number);
                 continue;
             }
-            let (page, records) = if newest { (walk.page, walk.records) } else { (self.segments[*index].pages, 0) };
+            let pages = self.segments[*index].pages;
+            let (page, records_end, records) =
+                if newest { (walk.page, walk.records_end, walk.records) } else { (pages, pages, 0) };
             let batches = if newest { walk.headers.len() as u32 } else { 0 };
-            let used = Use { origin: first.origin, lap: first.lap, first: first.first, end, records, batches, page };
+            let (origin, lap) = (first.origin, first.lap);
+            let used = Use { origin, lap, first: first.first, end, records, batches, page, records_end };
             self.segments[*index].lap = first.lap;
             self.segments[*index].used = Some(used);
         }
@@ -371,7 +387,7 @@ impl Lane {
 
     fn walk<D: Disk>(&self, io: &mut Io<D>, segment: &Segment, first: &Header) -> Walk {
         let (mut headers, mut records) = (Vec::<Header>::new(), 0u32);
-        let (mut page, mut last_at, mut end) = (0, 0, 0);
+        let (mut page, mut last_at, mut end, mut records_end) = (0, 0, 0, 0);
         let mut failed = 0;
         let mut bad = Vec::new();
         while page < segment.pages {
@@ -387,6 +403,7 @@ impl Lane {
                     page += header.pages();
                     end = page.min(segment.pages);
                     records = records.saturating_add(header.count);
+                    records_end = if header.count > 0 { end } else { records_end };
                     headers.push(header);
                     continue;
                 }
@@ -408,7 +425,7 @@ impl Lane {
         let lost = headers.last().map_or(Vec::new(), |last| self.lost_in_batch(io, segment, last_at, last));
         let tail_bad = bad.contains(&end);
         let leftovers = bad.iter().any(|page| *page > end) && !mutant!(LeftoversKept);
-        Walk { headers, failed, page: end, records, tail_bad, leftovers, lost }
+        Walk { headers, failed, page: end, records_end, records, tail_bad, leftovers, lost }
     }
 
     /// What of the newest batch is not intact. Pages that are zero or stale were never synced: nothing was promised.

@@ -23,6 +23,8 @@ pub struct Segment {
     /// The newest lap on flash in it: what is left of a log that is done with goes in this order, its newest header
     /// last. Else a start would find an older one and take it for the newest.
     pub lap: u32,
+    /// From this page on no leftovers of another process are in it (see `leftovers`).
+    pub cleared: u32,
 }
 
 /// What lies in a segment.
@@ -42,6 +44,8 @@ pub struct Use {
     pub batches: u32,
     /// Pages written: the newest segment of a log goes on here.
     pub page: u32,
+    /// The page behind the last one with records.
+    pub records_end: u32,
 }
 
 impl Segment {
@@ -58,6 +62,11 @@ impl Segment {
     /// Taken, and nothing of it is on flash.
     pub(super) fn is_blank(&self) -> bool {
         self.used.is_some_and(|used| used.page == 0)
+    }
+
+    /// No records lie on the last page but one: two pages are there for headers that are written again and again.
+    pub(super) fn ends_in_headers(&self) -> bool {
+        self.used.is_some_and(|used| used.records_end < self.data_pages())
     }
 
     /// Whether a batch of so many pages and records still goes in.
@@ -323,6 +332,7 @@ impl Lane {
             records: 0,
             batches: 0,
             page: 0,
+            records_end: 0,
         });
         self.cursor.forget();
     }
@@ -353,7 +363,8 @@ impl Lane {
             let _ = io.disk.remove(&name);
             return if error.kind() == io::ErrorKind::StorageFull { Ok(false) } else { Err(error) };
         }
-        self.segments.push(Segment { number, pages: self.segment_bytes / PAGE_BYTES as u32, used: None, lap: 0 });
+        let pages = self.segment_bytes / PAGE_BYTES as u32;
+        self.segments.push(Segment { number, pages, used: None, lap: 0, cleared: 0 });
         self.may_shed = true;
         Ok(true)
     }

@@ -127,7 +127,7 @@ fn perform(run: Run) {
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::fs;
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::sync_channel;
 
     use super::*;
     use crate::temp_dir::TempDir;
@@ -144,8 +144,8 @@ mod tests {
             environment: [("A", String::new()), ("B", String::new())],
             before,
         };
-        let (begun, has_begun) = channel();
-        let (go_on, may_go_on) = channel::<()>();
+        let (begun, has_begun) = sync_channel(1);
+        let (go_on, may_go_on) = sync_channel::<()>(1);
         let wait = Box::new(move || {
             begun.send(()).unwrap();
             may_go_on.recv().unwrap();
@@ -154,7 +154,7 @@ mod tests {
         has_begun.recv().unwrap();
         let second = format!("echo second >> {}", ran.display());
         runner.run(run(second.clone(), Box::new(|| panic!("called off with its run"))));
-        let (done, is_done) = channel();
+        let (done, is_done) = sync_channel(1);
         runner.give(Box::new(move || done.send(()).unwrap()));
         assert_eq!(runner.drop_runs(), [["/bin/sh".to_owned(), "-c".into(), second]]);
         assert_eq!(runner.drop_runs(), Vec::<Vec<String>>::new(), "once; not the one that runs");

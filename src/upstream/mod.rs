@@ -472,11 +472,13 @@ impl Upstream {
     /// is a connection of ours that came late. One that takes over, is taken over by us and comes back is no reboot,
     /// however long each session was.
     fn taken_over(&mut self, class: Class, detail: &str) -> Class {
-        let boot = match class {
+        let boot = if class == Class::Replaced {
             // A word like any other is no nonce.
-            Class::Replaced => detail.rsplit(' ').next().filter(|boot| boot.len() >= 6 && has_digit(boot)),
-            _other if matches!(class, Class::Closed | Class::Protocol) => self.reported_boot(detail),
-            _other => None,
+            detail.rsplit(' ').next().filter(|boot| boot.len() >= 6 && has_digit(boot))
+        } else if matches!(class, Class::Closed | Class::Protocol) {
+            self.reported_boot(detail)
+        } else {
+            None
         };
         let Some(boot) = boot.filter(|boot| *boot != self.boot) else { return class };
         let again = self.taken_over_by.as_deref() == Some(boot);

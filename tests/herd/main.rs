@@ -66,7 +66,7 @@ fn an_unplanned_outage_meets_the_goals_with_the_worst_of_20_seeds() {
             assert!(outcome.attempts_per_device <= 4.0, "seed {seed} {over:?}: {}", outcome.attempts_per_device);
             outcome.last_in().unwrap()
         });
-        println!("{over:?}: last in at {worst:.3} of the bound, worst of 20 seeds");
+        eprintln!("{over:?}: last in at {worst:.3} of the bound, worst of 20 seeds");
         assert!(worst <= bound, "{over:?}: {worst}");
         // No server takes more than it can, but for its burst.
         assert!(worst >= 0.98, "{over:?}: {worst}");
@@ -89,7 +89,7 @@ fn whatever_the_length_of_the_outage_all_are_back_within_1_2_of_the_bound_withou
     for seconds in [5, 10, 20, 45, 90, 120, 300, 900] {
         let outcome = play(&bare(Scenario::outage(DEVICES, ACCEPT_RATE, seconds)));
         let last_in = outcome.last_in().unwrap();
-        println!("{seconds} s: last in at {last_in:.3} of the bound");
+        eprintln!("{seconds} s: last in at {last_in:.3} of the bound");
         assert!(last_in <= 1.2, "{seconds} s: {last_in}");
     }
 }

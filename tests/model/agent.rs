@@ -10,6 +10,7 @@ use backhaul::config::{Commit, Encoding};
 use backhaul::dialect::codec::Frame;
 use backhaul::dialect::message::AgentMessage;
 use backhaul::dialect::{self, Greeting, Input, Output, Session};
+use backhaul::outbox::expiry::Clock;
 use backhaul::outbox::{LaneId, Outbox};
 use backhaul::record::{Epoch, Fetch, Item, LaneName, Offer, Seq};
 use backhaul::time::Instant;
@@ -21,6 +22,9 @@ use super::server::{self, Conn};
 
 /// Time stands still: what a deadline does is a step of its own.
 pub const NOW: Instant = Instant::from_micros(1_000_000);
+
+/// Long after anything was put: whatever waits is a backlog.
+const LATE: Clock = Clock { boot: 2, boot_ms: 1, wall_ms: None, server_ms: None };
 
 /// What lies in wait for the outbox thread.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,6 +50,8 @@ pub struct Agent {
     pub session: Option<Session>,
     dialect: Arc<dialect::Config>,
     batch_records_max: u32,
+    /// A lane goes on in a new epoch ahead of its backlog.
+    live: bool,
     for_outbox: ForOutbox,
     for_uplink: ForUplink,
     /// Numberings that are not ours and that the outbox still offers.
@@ -55,13 +61,14 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub fn new(outbox: Outbox<Flash>, dialect: Arc<dialect::Config>, batch_records_max: u32) -> Self {
+    pub fn new(outbox: Outbox<Flash>, dialect: Arc<dialect::Config>, batch_records_max: u32, live: bool) -> Self {
         let for_uplink = ForUplink { offers: outbox.offers(), ..ForUplink::default() };
         Self {
             outbox,
             session: None,
             dialect,
             batch_records_max,
+            live,
             for_outbox: ForOutbox::default(),
             for_uplink,
             foreign: Vec::new(),
@@ -161,8 +168,14 @@ impl Agent {
         self.for_uplink.offers = offers;
     }
 
-    /// The upgrade is done: `hello` goes out.
+    /// The upgrade is done: live epochs begin, `hello` goes out.
     pub fn connect(&mut self, conn: &mut Conn, facts: &mut Facts) -> Result<(), String> {
+        if self.live {
+            self.outbox.handle_clock(LATE);
+            self.outbox.begin_live();
+            self.tell(facts);
+            self.publish(facts);
+        }
         self.for_uplink.offers_changed = false;
         let asked = |number: &u64| {
             let in_mail = |fetch: &Fetch| fetch.session == *number;

@@ -96,6 +96,10 @@ searched! {
     ram_first: 40_000,
     ram_first_full: 40_000,
     ram_first_storage: 40_000,
+    live: 40_000,
+    live_full: 40_000,
+    live_refusals: 40_000,
+    live_storage: 40_000,
 }
 
 #[test]

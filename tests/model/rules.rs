@@ -190,6 +190,38 @@ pub fn threads_foreign() -> Rules {
     Rules { budget, threads: true, group_max: 1, ..base("threads_foreign", 2, Overflow::DropOldest) }
 }
 
+/// A lane that goes on in a new epoch ahead of its backlog, with room for both.
+fn with_live(mut rules: Rules) -> Rules {
+    let lane = &mut rules.outbox.lanes[0];
+    lane.live_share = 0.5;
+    lane.bytes_max *= 2;
+    rules
+}
+
+/// Live epochs, and power cuts and kills at every call.
+pub fn live() -> Rules {
+    let budget = Budget { power_cuts: 1, kills: 1, resets: 1, ..Budget::default() };
+    with_live(Rules { budget, ..base("live", 2, Overflow::Reject) })
+}
+
+/// The same twice on a lane whose backlog fills it.
+pub fn live_full() -> Rules {
+    let budget = Budget { power_cuts: 2, ..Budget::default() };
+    with_live(Rules { budget, puts_max: 6, prelude: FULL, ..base("live_full", 2, Overflow::DropOldest) })
+}
+
+/// Live epochs, a server that refuses and one that forgets.
+pub fn live_refusals() -> Rules {
+    let budget = Budget { refusals: 1, server_restores: 1, resets: 1, kills: 1, ..Budget::default() };
+    with_live(Rules { budget, group_max: 1, ..base("live_refusals", 2, Overflow::Reject) })
+}
+
+/// Live epochs, and storage that fails.
+pub fn live_storage() -> Rules {
+    let budget = Budget { failures: 1, breakdowns: 1, power_cuts: 1, ..Budget::default() };
+    with_live(Rules { budget, group_max: 1, ..base("live_storage", 2, Overflow::DropOldest) })
+}
+
 /// A server that breaks the protocol.
 pub fn broken(broken: Broken) -> Rules {
     let budget = Budget { resets: 1, server_crashes: 1, refusals: 1, ..Budget::default() };

@@ -514,7 +514,8 @@ impl World {
         });
         let (outbox, _) = Outbox::open(disk, &config, seed);
         self.rename(&before.unwrap_or_default(), &outbox.offers());
-        self.agent = Some(Agent::new(outbox, Arc::clone(&self.rules.dialect), self.rules.batch_records_max));
+        let live = self.rules.outbox.lanes.iter().any(|lane| lane.live_share > 0.0);
+        self.agent = Some(Agent::new(outbox, Arc::clone(&self.rules.dialect), self.rules.batch_records_max, live));
     }
 
     fn rename(&mut self, before: &[Offer], after: &[Offer]) {

@@ -213,7 +213,7 @@ STATUS = {
              "next_attempt_ms": (int, None), "backoff_ms": (int, None), "rtt_ms": (NUMBER, None),
              "suspect": bool, "quality": {"rtt_ms": (NUMBER, None), "rttvar_ms": (NUMBER, None),
                                           "ping_loss": (NUMBER, None), "bytes_per_s": (int, None)},
-             "clock": str, "certificate": (dict, None)},
+             "clock": str, "certificate": (dict, None), "endpoints": list},
     "lanes": list,
     "flash": {"bytes_written": int, "bytes_payload": int, "syncs": int, "sync_ms_p50": (NUMBER, None),
               "sync_ms_max": (NUMBER, None), "state": str, "lifetime": (dict, None),

@@ -18,11 +18,14 @@ use super::ops::{self, Driver, Moment, Op, Recorder};
 use super::oracle;
 use super::progress::Progress;
 use super::seen::Seen;
-use super::starts::{self, Start};
+use super::starts::Start;
 use super::trace;
 
 /// Salt of the states whose recovery was cut: they were counted before.
 const RECOVERED: u64 = 0x5ec0_17d0_5ec0_17d0;
+
+/// How many operations strings are made of.
+const LETTERS: u64 = Op::ALPHABET.len() as u64;
 
 /// One part of the campaign.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +44,7 @@ pub struct Phase {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Strings {
     /// All of these lengths, from every start; moments of the last operation only, the others' are a shorter string's.
+    /// One live epoch a string, where one can begin: the second waits for the first one's backlog.
     All(Range<u32>),
     /// So many, drawn, cuts and recoveries among their operations; moments of every operation.
     Drawn(u64),
@@ -113,7 +117,7 @@ impl Phase {
     /// How many strings that are, from so many starts.
     pub fn units(&self, starts: usize) -> u64 {
         match &self.strings {
-            Strings::All(lengths) => lengths.clone().map(|length| 7u64.pow(length)).sum::<u64>() * starts as u64,
+            Strings::All(lengths) => lengths.clone().map(|length| LETTERS.pow(length)).sum::<u64>() * starts as u64,
             Strings::Drawn(count) => *count,
         }
     }
@@ -125,17 +129,17 @@ impl Phase {
             Strings::All(lengths) => {
                 let mut rest = unit / starts as u64;
                 let mut length = lengths.start;
-                while rest >= 7u64.pow(length) {
-                    rest -= 7u64.pow(length);
+                while rest >= LETTERS.pow(length) {
+                    rest -= LETTERS.pow(length);
                     length += 1;
                 }
-                let op = |place: u32| Op::ALPHABET[(rest / 7u64.pow(place) % 7) as usize];
+                let op = |place: u32| Op::ALPHABET[(rest / LETTERS.pow(place) % LETTERS) as usize];
                 (start, (0..length).rev().map(op).collect())
             }
             Strings::Drawn(_) => {
                 let mut rng = fastrand::Rng::with_seed(unit);
                 let length = rng.usize(5..40);
-                let letters = "sssmmmmlllccccccccaaarroxx";
+                let letters = "sssmmmmlllccccccccaaarroxxv";
                 let op = |_| Op::from_letter(letters.as_bytes()[rng.usize(..letters.len())].into());
                 (start, (0..length).filter_map(op).collect())
             }
@@ -181,9 +185,11 @@ impl Campaign {
                         if unit >= units.end || sated {
                             break;
                         }
-                        let starts = if phase.is_drawn() { starts::drawn(&self.starts) } else { self.starts.len() };
-                        let (start, string) = phase.unit(unit, starts);
-                        self.string(phase, &self.starts[start], &string);
+                        let (start, string) = phase.unit(unit, self.starts.len());
+                        let start = &self.starts[start];
+                        if phase.is_drawn() || is_taken(start, &string) {
+                            self.string(phase, start, &string);
+                        }
                         progress.tick(&self.counts, unit);
                     }
                 });
@@ -300,6 +306,11 @@ impl Campaign {
         let report = format!("{panic}\nreplay with: POWERCUT='{place}' make powercut");
         self.failure.lock().expect("no thread panics in here").get_or_insert(report);
     }
+}
+
+/// Whether a string that is enumerated says more than one without a live epoch.
+fn is_taken(start: &Start, string: &[Op]) -> bool {
+    string.iter().filter(|op| **op == Op::Live).count() <= usize::from(start.may_live())
 }
 
 fn place(start: &Start, string: &[Op]) -> String {

@@ -42,8 +42,8 @@ pub enum Op {
 
 impl Op {
     /// Those whose strings are enumerated.
-    pub const ALPHABET: [Self; 7] =
-        [Self::Small, Self::Medium, Self::Large, Self::Commit, Self::Ack, Self::Rotate, Self::Reopen];
+    pub const ALPHABET: [Self; 8] =
+        [Self::Small, Self::Medium, Self::Large, Self::Commit, Self::Ack, Self::Rotate, Self::Reopen, Self::Live];
 
     /// Its letter.
     pub const fn letter(self) -> char {
@@ -62,7 +62,7 @@ impl Op {
 
     /// The operation of a letter.
     pub fn from_letter(letter: char) -> Option<Self> {
-        Self::ALPHABET.into_iter().chain([Self::Cut, Self::Live]).find(|op| op.letter() == letter)
+        Self::ALPHABET.into_iter().chain([Self::Cut]).find(|op| op.letter() == letter)
     }
 }
 
@@ -309,7 +309,10 @@ impl Driver {
         self.commit();
         let before = self.model.clone();
         self.outbox().handle_clock(Clock { boot: 2, boot_ms: 1, wall_ms: None, server_ms: None });
-        assert_eq!(self.outbox().begin_live().len(), 1, "there is a backlog, and room");
+        let begun = self.outbox().begin_live().len();
+        if let (1.., Some(offer)) = (begun, self.outbox().offers().last()) {
+            self.model.log_mut(offer.epoch);
+        }
         self.note(before);
     }
 

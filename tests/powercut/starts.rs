@@ -65,14 +65,17 @@ pub struct Start {
     pub seed: u64,
 }
 
-/// How many of these strings are drawn from: not those with a live epoch (see `a_live_epoch_bears_two_cuts_at_one_place`).
-pub fn drawn(starts: &[Start]) -> usize {
-    starts.iter().take_while(|start| !start.name.starts_with("live")).count()
-}
-
 /// All of them.
 pub fn all() -> Vec<Start> {
     RECIPES.iter().zip(1..).map(|(recipe, seed)| recipe.make(seed)).collect()
+}
+
+impl Start {
+    /// Whether a live epoch can begin: there is room for one.
+    pub fn may_live(&self) -> bool {
+        let lane = &self.config.lanes[0];
+        lane.live_share > 0.0 && lane.bytes_max >= 4 * u64::from(self.config.segment_bytes)
+    }
 }
 
 impl Recipe {

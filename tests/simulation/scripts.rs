@@ -42,7 +42,7 @@ fn random_config(rng: &mut Rng) -> Config {
         ..Heartbeat::default()
     };
     let remedy =
-        |rng: &mut Rng| Remedy { after_s: rng.u64(1..4000), again_after_s: rng.u64(0..3) * 5000, id: rng.u32(1..4) };
+        |rng: &mut Rng| Remedy { after_s: rng.u64(1..4000), again_after_s: rng.u64(0..3) * 5000, id: rng.u16(1..4) };
     Config {
         reconnect,
         heartbeat,

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn remedy(after_s: u64, again_after_s: u64, id: u32) -> Remedy {
+fn remedy(after_s: u64, again_after_s: u64, id: u16) -> Remedy {
     Remedy { after_s, again_after_s, id }
 }
 

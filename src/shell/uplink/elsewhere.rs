@@ -155,7 +155,7 @@ mod tests {
         let dir = TempDir::new("elsewhere");
         let path = dir.join("endpoints.toml");
         fs::write(&path, "[[endpoint]]\nurl = \"wss://a.example/\"\n").unwrap();
-        let (woken, wakes) = std::sync::mpsc::channel();
+        let (woken, wakes) = std::sync::mpsc::sync_channel(8);
         let mut file = EndpointsFile::new(&path, move || woken.send(()).unwrap());
         let mut looked = |now: Instant| {
             assert!(matches!(file.poll(now), Looked::NotYet));
