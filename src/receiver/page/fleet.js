@@ -4,6 +4,7 @@
 const SECONDS = 600;
 const SVG = "http://www.w3.org/2000/svg";
 let fleet = null;
+const number = (value) => value.toLocaleString("en");
 
 function put(parent, name, attributes, text) {
   const node = parent.appendChild(document.createElementNS(SVG, name));
@@ -13,15 +14,15 @@ function put(parent, name, attributes, text) {
 }
 
 // The next of 1, 2, 5, 10, 20, … that holds it.
-function ceiling(number) {
+function ceiling(most) {
   for (let step = 1; ; step *= 10)
-    for (const factor of [1, 2, 5]) if (factor * step >= number) return factor * step;
+    for (const factor of [1, 2, 5]) if (factor * step >= most) return factor * step;
 }
 
 // Axes, and where a point lies: x in seconds ago, y in units.
 function frame(id, top, unit, label) {
   const place = document.getElementById(id);
-  const box = { width: Math.max(280, place.clientWidth), height: 220, left: 58, right: 10, above: 12, below: 40 };
+  const box = { width: Math.max(280, place.clientWidth), height: 220, left: 68, right: 10, above: 12, below: 40 };
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("width", box.width);
   svg.setAttribute("height", box.height);
@@ -34,7 +35,7 @@ function frame(id, top, unit, label) {
     const value = top * part;
     if (!Number.isInteger(value)) continue;
     put(svg, "line", { class: "grid", x1: box.left, x2: box.width - box.right, y1: y(value), y2: y(value) });
-    put(svg, "text", { x: box.left - 6, y: Number(y(value)) + 4, "text-anchor": "end" }, value + unit);
+    put(svg, "text", { x: box.left - 6, y: Number(y(value)) + 4, "text-anchor": "end" }, number(value) + unit);
   }
   for (let minutes = 10; minutes >= 0; minutes -= 2) {
     const ago = minutes * 60;
@@ -84,9 +85,10 @@ async function look() {
     fleet = await answer.json();
     const last = fleet.seconds[fleet.seconds.length - 1] || [0, 0, 0];
     numbers.textContent =
-      `${fleet.sessions} of ${fleet.devices} devices connected · ${last[0]} attempts/s · ${last[1]} refused/s · ` +
-      `virtual queue ${(fleet.queue_ms / 1000).toFixed(1)} s · since the start ${fleet.attempts} attempts, ` +
-      `${fleet.refused} told to come back, ${fleet.dropped} reset`;
+      `${number(fleet.sessions)} of ${number(fleet.devices)} devices connected · ${number(last[0])} attempts/s · ` +
+      `${number(last[1])} refused/s · virtual queue ${(fleet.queue_ms / 1000).toFixed(1)} s · ` +
+      `since the start ${number(fleet.attempts)} attempts, ${number(fleet.refused)} told to come back, ` +
+      `${number(fleet.dropped)} reset`;
     draw();
   } catch (error) {
     numbers.textContent = `the receiver does not answer (${error.message}); what is below is from before`;
