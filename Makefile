@@ -8,9 +8,9 @@ AGENT = target/release/backhaul
 NEED = sh deploy/need
 
 # What `make long` runs, in this order; each is a target of its own.
-LONG = soak-long powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
+LONG = soak-long herd-sweep powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
 
-.PHONY: all build demo test powercut powercut-long mutants herd hostile soak soak-long long rot-long fuzz-long kill-long cuts-long model-long \
+.PHONY: all build demo test powercut powercut-long mutants herd herd-sweep hostile soak soak-long long rot-long fuzz-long kill-long cuts-long model-long \
 	mutants-long bench-outbox bench-agent lint install clean FORCE
 
 all: build
@@ -53,6 +53,11 @@ mutants:
 herd:
 	@$(NEED) pkg-config libssl-dev
 	$(CARGO) test --profile powercut --test herd -- --nocapture
+
+# Other settings than the defaults, over outages of several lengths; twenty minutes.
+herd-sweep:
+	@$(NEED) pkg-config libssl-dev
+	$(CARGO) test --profile powercut --test herd -- --ignored --nocapture
 
 # Hostile folders, IMAGES of them; about a minute on two cores.
 IMAGES ?= 160000
