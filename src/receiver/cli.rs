@@ -38,6 +38,8 @@ usage: backhaul-receiver --listen ADDR --store FILE [options]
   --restart-spread S      a planned restart calls the fleet back over S seconds
                           (default: sessions / R; without R 30)
   --restart-gap S         and the first one after S seconds (default 2)
+  --watch                 a line on stderr once a second while something changes
+  --page ADDR             the last ten minutes of the fleet, on http://ADDR/
   --help, --version
 
 Prints `listening on ADDR:PORT` to stdout once it is ready; logs to stderr
@@ -58,6 +60,8 @@ struct Typed {
     burst: Option<u32>,
     restart_spread_s: Option<u64>,
     restart_gap_s: Option<u64>,
+    watch: bool,
+    page: Option<String>,
 }
 
 /// What it means.
@@ -65,7 +69,7 @@ struct Typed {
 enum Meant {
     Help,
     Version,
-    Run(Options),
+    Run(Box<Options>),
 }
 
 #[derive(Debug, PartialEq)]
@@ -78,6 +82,8 @@ struct Options {
     ping_interval: Duration,
     accept: Option<Rate>,
     restart: Restart,
+    watch: bool,
+    page: Option<String>,
 }
 
 /// Why the process ends, and with which code.
@@ -123,7 +129,7 @@ fn print(text: &str) -> Result<(), Exit> {
 
 fn parse(parser: lexopt::Parser) -> Result<Meant, String> {
     match type_of(parser).map_err(|error| error.to_string())? {
-        Ok(typed) => typed.mean().map(Meant::Run),
+        Ok(typed) => typed.mean().map(|options| Meant::Run(Box::new(options))),
         Err(asked) => Ok(asked),
     }
 }
@@ -144,6 +150,8 @@ fn type_of(mut parser: lexopt::Parser) -> Result<Result<Typed, Meant>, lexopt::E
             Long("burst") => typed.burst = Some(parser.value()?.parse()?),
             Long("restart-spread") => typed.restart_spread_s = Some(parser.value()?.parse()?),
             Long("restart-gap") => typed.restart_gap_s = Some(parser.value()?.parse()?),
+            Long("watch") => typed.watch = true,
+            Long("page") => typed.page = Some(parser.value()?.string()?),
             Short('h') | Long("help") => return Ok(Err(Meant::Help)),
             Short('V') | Long("version") => return Ok(Err(Meant::Version)),
             Short(_) | Long(_) | Value(_) => return Err(argument.unexpected()),
@@ -183,7 +191,8 @@ impl Typed {
         };
         let listen = self.listen.ok_or("--listen is missing")?;
         let store = self.store.ok_or("--store is missing")?;
-        Ok(Options { listen, store, tls, token_file: self.token_file, ping_interval, accept, restart })
+        let Self { token_file, watch, page, .. } = self;
+        Ok(Options { listen, store, tls, token_file, ping_interval, accept, restart, watch, page })
     }
 }
 
@@ -203,24 +212,27 @@ fn run(options: &Options) -> Result<(), Exit> {
         run: entropy::draw() as u32,
         accept: options.accept,
         restart: options.restart,
+        watch: options.watch,
     };
-    let listener = listen(&options.listen)?;
+    let listener = listen("--listen", &options.listen)?;
+    let page = options.page.as_deref().map(|page| listen("--page", page)).transpose()?;
     let reactor = |error: io::Error| Exit::new(UNAVAILABLE, format!("reactor: {error}"));
-    let server = Server::try_new(listener, tls, gate, store, settings).map_err(reactor)?;
-    print(&format!("listening on {}\n", server.local_addr()))?;
+    let server = Server::try_new(listener, tls, gate, store, page, settings).map_err(reactor)?;
+    let page = server.page_addr().map(|address| format!("page on http://{address}/\n"));
+    print(&format!("listening on {}\n{}", server.local_addr(), page.unwrap_or_default()))?;
     server.run().map_err(reactor)
 }
 
 /// Binds the first of the name's addresses that can be bound.
-fn listen(name: &str) -> Result<TcpListener, Exit> {
-    let addresses = name.to_socket_addrs().map_err(|error| Exit::new(USAGE, format!("--listen {name}: {error}")))?;
-    let mut exit = Exit::new(USAGE, format!("--listen {name}: no such address"));
+fn listen(flag: &str, name: &str) -> Result<TcpListener, Exit> {
+    let addresses = name.to_socket_addrs().map_err(|error| Exit::new(USAGE, format!("{flag} {name}: {error}")))?;
+    let mut exit = Exit::new(USAGE, format!("{flag} {name}: no such address"));
     for address in addresses {
         match TcpListener::bind(address) {
             Ok(listener) => return Ok(listener),
             Err(error) => {
                 let code = if error.kind() == ErrorKind::PermissionDenied { PERMISSION } else { UNAVAILABLE };
-                exit = Exit::new(code, format!("--listen {address}: {error}"));
+                exit = Exit::new(code, format!("{flag} {address}: {error}"));
             }
         }
     }
@@ -287,8 +299,10 @@ mod tests {
             ping_interval: Duration::from_millis(50),
             accept: None,
             restart: Restart { gap: restart::GAP_DEFAULT, spread: None, accept_rate: None },
+            watch: false,
+            page: None,
         };
-        assert_eq!(typed(line).unwrap(), Meant::Run(options));
+        assert_eq!(typed(line).unwrap(), Meant::Run(Box::new(options)));
         let herd = "--listen a:1 --store s --accept-rate 1000 --restart-spread 120 --restart-gap 0";
         let Meant::Run(options) = typed(herd).unwrap() else { panic!("not a run") };
         assert_eq!(options.accept, Some(Rate { rate: 1000, burst: 1000 }));
@@ -296,6 +310,8 @@ mod tests {
         assert_eq!(options.restart, Restart { gap: Duration::ZERO, spread, accept_rate: Some(1000) });
         let Meant::Run(options) = typed(&format!("{herd} --burst 5")).unwrap() else { panic!("not a run") };
         assert_eq!(options.accept, Some(Rate { rate: 1000, burst: 5 }));
+        let Meant::Run(options) = typed(&format!("{herd} --watch --page :80")).unwrap() else { panic!("not a run") };
+        assert_eq!((options.watch, options.page.as_deref()), (true, Some(":80")));
     }
 
     #[test]

@@ -8,6 +8,8 @@
 //! | [`store`] | SQLite: records, gaps, lanes, one transaction a turn |
 //! | [`door`] | who may come in now, and what was counted; pure |
 //! | [`restart`] | the slots of a planned restart; pure |
+//! | [`meter`] | the last ten minutes, second by second; pure |
+//! | [`page`] | a few files over HTTP that show them |
 //! | [`connection`] | one socket: TLS, upgrade, frames, close, as moved stages |
 //! | `peer` | one connection, and what it is to the loop |
 //! | [`net`] | the mio loop: fence, store, commit, then answer |
@@ -19,7 +21,9 @@
 pub mod cli;
 pub mod connection;
 pub mod door;
+pub mod meter;
 pub mod net;
+pub mod page;
 mod peer;
 pub mod restart;
 pub mod session;

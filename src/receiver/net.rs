@@ -6,7 +6,7 @@
 //! commits whatever it got. The rules of a session are in [`super::session`], the tables in [`super::store`].
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +26,8 @@ use crate::time::Instant;
 
 use super::connection::Connection;
 use super::door::{Counts, Door, Entry, Rate};
+use super::meter::Meter;
+use super::page::Page;
 use super::peer::{Peer, Place, Turn, Visit};
 use super::restart::Restart;
 use super::session::{Close, Greeting, Introduction, Session};
@@ -49,6 +51,8 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Reading stops and the turn commits after so long; a fifth of the second that an ack may take.
 const TURN_MAX: Duration = Duration::from_millis(200);
+/// Of a turn, for those that are told to come back.
+const REFUSALS_TURN_MAX: Duration = Duration::from_millis(20);
 /// New connections a turn.
 const ACCEPTS_PER_TURN_MAX: usize = 128;
 /// Descriptors kept back for the store, the log and the loop itself.
@@ -58,7 +62,8 @@ const CONNECTIONS_MAX: u64 = 1 << 20;
 
 const LISTENER: usize = 0;
 const SIGNALS: usize = 1;
-const FIRST_PEER: usize = 2;
+const PAGE: usize = 2;
+const FIRST_PEER: usize = 3;
 
 /// What the command line decides.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +76,8 @@ pub struct Settings {
     pub accept: Option<Rate>,
     /// How it sends its sessions away.
     pub restart: Restart,
+    /// A line on stderr, once a second while something changes.
+    pub watch: bool,
 }
 
 /// The receiver, bound and ready to run.
@@ -87,6 +94,10 @@ pub struct Server {
     door: Door,
     /// What was counted when the log was last told of it.
     reported: (Instant, Counts),
+    meter: Meter,
+    /// When who watches is told next; `None`: when something changes.
+    watch_at: Option<Instant>,
+    page: Option<Page>,
     store: Store,
     settings: Settings,
     peers: HashMap<usize, Peer>,
@@ -99,6 +110,8 @@ pub struct Server {
     newest: HashMap<String, usize>,
     /// To be visited; each peer once.
     ready: VecDeque<usize>,
+    /// The same of those that are told to come back: they are visited when the others have been.
+    ready_refused: VecDeque<usize>,
     /// One for each peer; and one for the listener while it pauses.
     deadlines: BTreeSet<(Instant, usize)>,
     /// The listener may have more.
@@ -115,6 +128,7 @@ impl Server {
         tls: Option<TlsAcceptor>,
         gate: Gate,
         store: Store,
+        page: Option<TcpListener>,
         settings: Settings,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
@@ -130,6 +144,7 @@ impl Server {
         let mut signals = UnixStream::from_std(receive);
         poll.registry().register(&mut signals, Token(SIGNALS), Interest::READABLE)?;
         let (peers_max, now) = (connections_max(), clock::now());
+        let page = page.map(|listener| Page::try_new(listener, poll.registry(), Token(PAGE))).transpose()?;
         Ok(Self {
             poll,
             local_addr: listener.local_addr()?,
@@ -138,6 +153,9 @@ impl Server {
             interrupted,
             door: Door::new(settings.accept, tls.is_some(), peers_max, now),
             reported: (now, Counts::default()),
+            meter: Meter::new(store.devices().unwrap_or_default(), now),
+            watch_at: None,
+            page,
             tls,
             gate,
             store,
@@ -148,6 +166,7 @@ impl Server {
             sessions: 0,
             newest: HashMap::new(),
             ready: VecDeque::new(),
+            ready_refused: VecDeque::new(),
             deadlines: BTreeSet::new(),
             accepting: true,
             leave_by: None,
@@ -158,6 +177,11 @@ impl Server {
     /// Where it listens; the port is the real one.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Where the page is, if there is one.
+    pub fn page_addr(&self) -> Option<SocketAddr> {
+        self.page.as_ref().map(Page::local_addr)
     }
 
     /// Runs until a signal; then everything taken is committed and every session told.
@@ -175,6 +199,7 @@ impl Server {
                 self.on_store_error(&error, now);
             }
             self.handle_deadlines(clock::now());
+            self.show(clock::now());
         }
         let Counts { attempts, refused, dropped } = self.door.counts();
         log::info!(
@@ -186,9 +211,13 @@ impl Server {
 
     /// Waits until there is something to do, and notes for whom.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let more = !self.ready.is_empty() || (self.accepting && self.peers.len() < self.peers_max);
+        let more = !self.ready.is_empty()
+            || !self.ready_refused.is_empty()
+            || self.page.as_ref().is_some_and(Page::has_work)
+            || (self.accepting && self.peers.len() < self.peers_max);
         let next = self.deadlines.first().map(|(deadline, _)| *deadline);
-        let wake = [next, self.leave_by].into_iter().flatten().min();
+        let page = self.page.as_ref().and_then(Page::deadline);
+        let wake = [next, self.leave_by, page, self.watch_at].into_iter().flatten().min();
         let timeout = if more { Some(Duration::ZERO) } else { wake.map(|wake| wake.since(clock::now())) };
         match self.poll.poll(events, timeout) {
             Ok(()) => {}
@@ -199,7 +228,11 @@ impl Server {
             match event.token() {
                 Token(LISTENER) => self.accepting = self.leave_by.is_none(),
                 Token(SIGNALS) => self.on_signal(clock::now()),
-                Token(peer) => self.queue(peer),
+                Token(PAGE) => self.page.iter_mut().for_each(Page::handle_listener_ready),
+                Token(id) => {
+                    self.queue(id);
+                    self.page.iter_mut().for_each(|page| page.handle_ready(id));
+                }
             }
         }
         Ok(())
@@ -210,7 +243,10 @@ impl Server {
             && !peer.queued
         {
             peer.queued = true;
-            self.ready.push_back(id);
+            match peer.place {
+                Place::Reserved | Place::Used => self.ready.push_back(id),
+                Place::Refused => self.ready_refused.push_back(id),
+            }
         }
     }
 
@@ -300,6 +336,30 @@ impl Server {
         }
     }
 
+    /// Tells who looks: on the page, or on stderr.
+    fn show(&mut self, now: Instant) {
+        let counts = self.door.counts();
+        let changed = self.meter.handle_counts(counts, self.newest.len(), now);
+        let (meter, queue_ms) = (&mut self.meter, self.door.queue_ms(now));
+        if let Some(page) = &mut self.page {
+            let accept_rate = self.settings.accept.map(|accept| accept.rate);
+            let fleet = || meter.json(accept_rate, queue_ms, now);
+            page.handle_turn(self.poll.registry(), &mut self.next_peer, now, fleet);
+        }
+        if !self.settings.watch {
+            return;
+        }
+        if self.watch_at.is_some_and(|at| at <= now) {
+            let glance = meter.glance(queue_ms, now);
+            // Where stderr is gone nobody watches.
+            let _ = writeln!(io::stderr(), "{glance}");
+            self.watch_at = (!glance.is_quiet()).then_some(meter.glance_at());
+        }
+        if changed && self.watch_at.is_none() {
+            self.watch_at = Some(meter.glance_at());
+        }
+    }
+
     /// Tells the log of a herd, once a second at most.
     fn report(&mut self, now: Instant) {
         let (at, before) = self.reported;
@@ -315,30 +375,44 @@ impl Server {
         );
     }
 
-    /// Visits each peer that was ready when the turn began, as far as time allows.
+    /// Visits each peer that was ready when the turn began, as far as time allows; those that are told to come back
+    /// get the rest of it, so that a herd at the door costs the sessions no more than a moment.
     fn visit_ready(&mut self, now: Instant) -> Result<(), StoreError> {
         for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { return Ok(()) };
-            let Some(peer) = self.peers.get_mut(&id) else { continue };
-            peer.queued = false;
-            match peer.visit(id, &self.gate, &mut self.store, &mut self.turn) {
-                Visit::Blocked => {}
-                Visit::More => self.queue(id),
-                Visit::Refused => {
-                    if peer.place == Place::Reserved {
-                        peer.place = Place::Used;
-                        self.door.handle_stranger();
-                    }
-                    self.set_deadline(id, now + CLOSE_TIMEOUT);
-                    self.queue(id);
-                }
-                Visit::Close(close) => self.close(id, &close, now),
-                Visit::Ended(why) => self.remove(id, &why),
-                Visit::Failed(error) => return Err(error),
-            }
+            let Some(id) = self.ready.pop_front() else { break };
+            self.visit(id, now)?;
             if clock::now().since(now) >= TURN_MAX {
-                return Ok(());
+                break;
             }
+        }
+        let begun = clock::now();
+        for _ in 0..self.ready_refused.len() {
+            let Some(id) = self.ready_refused.pop_front() else { break };
+            self.visit(id, now)?;
+            if clock::now().since(begun) >= REFUSALS_TURN_MAX {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit(&mut self, id: usize, now: Instant) -> Result<(), StoreError> {
+        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        peer.queued = false;
+        match peer.visit(id, &self.gate, &mut self.store, &mut self.turn) {
+            Visit::Blocked => {}
+            Visit::More => self.queue(id),
+            Visit::Refused => {
+                if peer.place == Place::Reserved {
+                    peer.place = Place::Used;
+                    self.door.handle_stranger();
+                }
+                self.set_deadline(id, now + CLOSE_TIMEOUT);
+                self.queue(id);
+            }
+            Visit::Close(close) => self.close(id, &close, now),
+            Visit::Ended(why) => self.remove(id, &why),
+            Visit::Failed(error) => return Err(error),
         }
         Ok(())
     }

@@ -204,6 +204,14 @@ impl Store {
         Ok(acked)
     }
 
+    /// Devices of which something was ever stored.
+    pub fn devices(&self) -> Result<u64, StoreError> {
+        let count: i64 =
+            self.connection
+                .query_row("SELECT count(*) FROM (SELECT DISTINCT device FROM lanes)", [], |row| row.get(0))?;
+        Ok(count as u64)
+    }
+
     fn begin(&mut self) -> Result<(), StoreError> {
         if !self.open {
             self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;

@@ -1,5 +1,5 @@
 //! The real `backhaul-receiver` on a real socket, told by a client written here: protocol rules 1 to 4, 10 and 11,
-//! kills, TLS, tokens and a crowd; and, in files of their own, admission and planned restarts. Waits for events with generous deadlines, never for time to pass.
+//! kills, TLS, tokens and a crowd; and, in files of their own, admission, planned restarts and the page. Waits for events with generous deadlines, never for time to pass.
 
 #![cfg(feature = "receiver")]
 #![expect(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "tests")]
@@ -10,6 +10,7 @@ mod support;
 
 mod admission;
 mod nginx;
+mod page;
 mod restart;
 mod rig;
 

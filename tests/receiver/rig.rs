@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use backhaul::config::Encoding;
@@ -87,6 +87,7 @@ impl Folder {
 
 pub struct Receiver {
     child: Child,
+    stdout: BufReader<ChildStdout>,
     pub address: String,
     /// It was told to go; otherwise it must still be there at the end.
     left: bool,
@@ -106,19 +107,34 @@ impl Receiver {
     }
 
     fn start_by(mut command: Command, folder: &Folder, extra: &[&str]) -> Self {
-        let mut child = command
-            .args(["--listen", "127.0.0.1:0", "--store"])
-            .arg(folder.store())
-            .args(extra)
-            .env("RUST_LOG", "warn")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        command.args(["--listen", "127.0.0.1:0", "--store"]).arg(folder.store()).args(extra).env("RUST_LOG", "warn");
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        if extra.contains(&"--watch") {
+            command.stderr(Stdio::piped());
+        }
+        let mut child = command.spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        stdout.read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("said {line:?}")).into();
-        Self { child, address, left: false }
+        Self { child, stdout, address, left: false }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where its page is; once, and only where it was told to have one.
+    pub fn page(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        let page = line.trim().strip_prefix("page on http://").and_then(|rest| rest.strip_suffix('/'));
+        page.unwrap_or_else(|| panic!("said {line:?}")).into()
+    }
+
+    /// What it says on stderr; once, and only where it was told to be watched.
+    pub fn stderr(&mut self) -> BufReader<ChildStderr> {
+        BufReader::new(self.child.stderr.take().unwrap())
     }
 
     /// Power off, as far as a process can feel it.
