@@ -11,6 +11,7 @@
 mod fleet;
 mod gateway;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,7 +44,9 @@ const MANY: usize = 10_000;
 const SENDERS: usize = 1_000;
 const RECORDS: u64 = 20;
 /// From SIGTERM to the first slot, in seconds: the next receiver listens by then, also on a busy machine.
-const GAP_S: u64 = 5;
+const GAP_S: u64 = 10;
+/// At a planned restart the receiver lets in at once what comes in so many seconds: a lag of this machine is no herd.
+const LAG_S: u32 = 5;
 /// For what needs no waiting.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -51,6 +54,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A folder for the receiver in memory, where there is such a thing: a disk that others keep busy must not count.
+fn in_memory() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { TempDir::below(memory, "herd") } else { TempDir::new("herd") }
 }
 
 fn number(name: &str, default: u64) -> u64 {
@@ -113,7 +122,7 @@ struct Seen {
 impl Rig {
     /// All are connected, and have been for so long that all is forgotten.
     fn at_rest(links: usize, scale: u64) -> Self {
-        let dir = TempDir::new("herd");
+        let dir = in_memory();
         let mut receiver = Receiver::new(&dir);
         let rate = u32::try_from(links as u64 * scale / BOUND_S).unwrap();
         let config = Arc::new(config(scale));
@@ -257,9 +266,10 @@ fn links_on_real_sockets_come_back_as_the_simulation_says() {
     compare("an outage", &rig, &seen, attempts, &short, PEAK.0);
 
     rig.rest();
-    let knocked = rig.fleet.counts().knocked() - before.knocked();
-    // A lag of this machine must not look like a herd.
-    let burst = GAP_S as u32 * rate;
+    let after = rig.fleet.counts();
+    assert!(after.refused >= before.refused + u64::from(devices), "{before:?} {after:?}: something listened");
+    let knocked = after.knocked() - before.knocked();
+    let burst = LAG_S * rate;
     let seen = rig.planned(burst);
     let simulated = rig.simulated(Scenario::planned(devices, rate), burst);
     compare("a planned restart", &rig, &seen, simulated.attempts_per_device, &simulated, PEAK.1);
@@ -274,7 +284,7 @@ fn one_receiver_holds_ten_thousand_connections() {
     if !can_open(MANY, "ten thousand connections") {
         return;
     }
-    let dir = TempDir::new("herd");
+    let dir = in_memory();
     let mut receiver = Receiver::new(&dir);
     receiver.start();
     receiver.wait_listening();
@@ -295,7 +305,7 @@ fn a_thousand_agents_that_send_at_once_are_stored_exactly_once_over_a_kill() {
     if !can_open(SENDERS, "a thousand agents that send") {
         return;
     }
-    let dir = TempDir::new("herd");
+    let dir = in_memory();
     let mut receiver = Receiver::new(&dir);
     receiver.start();
     receiver.wait_listening();
