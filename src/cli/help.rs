@@ -202,22 +202,22 @@ exit codes: 0 nothing is missing, 65 flushed data is missing, 66 no such folder,
 pub const PLAN: &str = "\
 usage: backhaul plan --devices N --accept-rate R [OPTION...]
 
-What a fleet does to a server that accepts R sessions a second: attempts, who is
-back when, other settings. A simulation with the agent's own link, one seed.
+What a fleet does to a server that accepts R sessions a second: attempts, when
+all are back, other settings. Simulated with the agent's own link; one seed.
 
-  --outage S | --planned | --power-cut   60 s unless said; a restart with `retry`
-                      sent before; all devices boot within 3 s
-  --no-retry-after    over its rate the server answers a bare 503 (--over 503,
-                      retry-after, reset or silent say how)
+  --outage S          the server is down for S seconds (60); or
+  --planned           it is restarted with `retry` sent before; or
+  --power-cut         all devices boot within 3 s
+  --no-retry-after    above its rate it answers a bare 503
+  --over HOW          or retry-after, 503, reset, silent
   --down HOW          while it is down: refused, reset, silent or 503
-  --burst N           at once after a pause (R)    --backlog N    may wait (0)
-  --falls-over-at N   attempts in a second that bring it down for 30 s (never)
-  --loss-spread S     the loss is noticed within   --rtt MS       the same for all
-  --recommend --peak R | --back-within S
-                      the cheapest settings that reach it, as configuration
+  --burst N           at once after a pause (R)     --backlog N  may wait (0)
+  --falls-over-at N   attempts in a second that bring it down for 30 s
+  --loss-spread S     all notice within S seconds   --rtt MS  the same for all
+  --recommend         the cheapest settings that keep --peak R attempts a second
+                      or have all --back-within S seconds, as configuration
   --compare           beside it, what other programs' formulas do
-  --config FILE       the settings to try (a whole file or a fragment); else the
-                      defaults
+  --config FILE       settings to try, a whole file or a fragment; else defaults
   --seed N            another run (1)
   --svg FILE          attempts and devices back over time, as a picture
   --json              for programs
