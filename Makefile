@@ -65,7 +65,7 @@ herd-long:
 # Other settings than the defaults, over outages of several lengths; twenty minutes.
 herd-sweep:
 	@$(NEED) pkg-config libssl-dev
-	$(CARGO) test --profile powercut --test herd -- --ignored --nocapture
+	$(CARGO) test --profile powercut --test herd no_neighbour -- --ignored --nocapture
 
 # Hostile folders, IMAGES of them; about a minute on two cores.
 IMAGES ?= 160000
