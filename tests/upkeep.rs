@@ -269,6 +269,13 @@ fn a_token_that_was_mended_while_nothing_ran_is_tried_at_once_and_only_once() {
     agent.start();
     agent.wait_status("that was wrong, too", |status| agent::failures(status, "credentials") > 0 && waits(status));
     restarts(&mut agent, &server);
+    // Whoever writes the same at each start has changed nothing.
+    agent.kill9();
+    write("second");
+    let attempts = server.attempts();
+    agent.start();
+    agent.wait_status("it goes on waiting", waits);
+    assert_eq!(server.attempts(), attempts);
     agent.kill9();
     server.set(Fault::None);
     // As `cp -p` and `mv` do it: the file says nothing of when it came.

@@ -15,8 +15,9 @@ pub fn resolve_device(device: &Device) -> Result<String, String> {
     let id = device.id.as_str();
     let name = if let Some(path) = id.strip_prefix("file:") {
         let bytes = file::read(path.as_ref(), FILE_BYTES_MAX).map_err(|error| format!("{path}: {error}"))?;
-        let text = String::from_utf8(bytes).map_err(|_| format!("{path}: no text in UTF-8"))?;
-        text.lines().next().unwrap_or_default().trim().to_owned()
+        let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let text = str::from_utf8(line).map_err(|_| format!("{path}: no text in UTF-8"))?;
+        text.trim().to_owned()
     } else if let Some(interface) = id.strip_prefix("mac:") {
         mac(interface)?
     } else if id == "hostname" {

@@ -10,11 +10,16 @@ use rustix::fs::OFlags;
 
 /// Opens it to be read.
 pub fn open(path: &Path) -> io::Result<File> {
-    // A pipe that nobody writes to would block in `open` already.
+    let not_a_file = || Err(io::Error::other("not a file"));
+    // Some devices do something when they are opened.
+    if !std::fs::metadata(path)?.is_file() {
+        return not_a_file();
+    }
+    // And a pipe that nobody writes to would block in `open` already, should it come just now.
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("not a file"));
+        return not_a_file();
     }
     Ok(file)
 }

@@ -261,6 +261,8 @@ pub struct Saved {
     pub words_boot_s: [u32; ENDPOINTS_MAX],
     /// What the wait until then is for.
     pub cause: Option<Class>,
+    /// What the shell knows the credentials by that were at hand; the link does not look at it.
+    pub credentials: u64,
 }
 
 impl Config {

@@ -45,7 +45,7 @@ impl<T: Send + 'static> Errands<T> {
             let mut desk = self.shared.desk();
             let hang_max = if may_hang { ABANDONED_MAX } else { ILL_MAX };
             if desk.alive > hang_max {
-                return Err(io::Error::other(format!("{hang_max} lookups hang already")));
+                return Err(io::Error::other(format!("{hang_max} errands hang already")));
             }
             desk.alive += 1;
         }

@@ -61,14 +61,14 @@ impl Runner {
         self.add(Job::Errand(errand));
     }
 
-    /// Runs that have not begun are not begun any more; what they would have run. What runs goes on: a modem that is
+    /// Runs that have not begun are not begun any more; step and program of each. What runs goes on: a modem that is
     /// being reset is not left half reset.
-    pub fn drop_runs(&self) -> Vec<Vec<String>> {
+    pub fn drop_runs(&self) -> Vec<(u8, Vec<String>)> {
         let mut queue = self.lock();
         let (mut dropped, mut kept) = (Vec::new(), VecDeque::new());
         for job in queue.jobs.drain(..) {
             match job {
-                Job::Run(run) => dropped.push(run.exec),
+                Job::Run(run) => dropped.push((run.step, run.exec)),
                 Job::Errand(errand) => kept.push_back(Job::Errand(errand)),
             }
         }
@@ -156,8 +156,8 @@ mod tests {
         runner.run(run(second.clone(), Box::new(|| panic!("called off with its run"))));
         let (done, is_done) = sync_channel(1);
         runner.give(Box::new(move || done.send(()).unwrap()));
-        assert_eq!(runner.drop_runs(), [["/bin/sh".to_owned(), "-c".into(), second]]);
-        assert_eq!(runner.drop_runs(), Vec::<Vec<String>>::new(), "once; not the one that runs");
+        assert_eq!(runner.drop_runs(), [(0, vec!["/bin/sh".to_owned(), "-c".into(), second])]);
+        assert_eq!(runner.drop_runs(), Vec::new(), "once; not the one that runs");
         go_on.send(()).unwrap();
         is_done.recv().unwrap();
         assert_eq!(fs::read_to_string(&ran).unwrap(), "first\n");

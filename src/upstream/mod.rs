@@ -489,10 +489,12 @@ impl Upstream {
     /// The boot that the reason of a close names: alone, or at its end where it speaks of one. It has the shape of ours;
     /// many a word at the end of a reason names the server's own release or trace.
     fn reported_boot<'a>(&self, detail: &'a str) -> Option<&'a str> {
-        let (_, reason) = detail.strip_prefix("close ")?.split_once(": ")?;
+        let (code, reason) = detail.strip_prefix("close ")?.split_once(": ")?;
         let boot = reason.rsplit([' ', '=', ':']).next()?;
         let like_ours = boot.len() == self.boot.len() && boot.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let is_meant = boot == reason || reason.to_ascii_lowercase().contains("boot");
+        // Beside a code that tells of trouble a bare number is that trouble's.
+        let is_plain_end = matches!(code.parse(), Ok(1000 | 1001 | 1008 | 4000..=4999));
+        let is_meant = boot == reason && is_plain_end || reason.to_ascii_lowercase().contains("boot");
         (like_ours && has_digit(boot) && is_meant).then_some(boot)
     }
 

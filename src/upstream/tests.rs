@@ -395,6 +395,9 @@ fn a_session_that_is_accepted_and_closed_with_another_boot_is_one_taken_over() {
     for reason in ["release 4f3a2b", "deploy 2024.10", "facade", "rebooting"] {
         assert_eq!(closed(&[(1012, reason); 3]), [Some(Class::Closed); 3], "{reason}");
     }
+    for code in [1011, 1012] {
+        assert_eq!(closed(&[(code, "a1b2c3"); 3]), [Some(Class::Closed); 3], "{code}: a trace of the server's trouble");
+    }
     assert_eq!(closed(&[(1013, "a1b2c3"); 3]), [Some(Class::Overload); 3]);
     assert_eq!(closed(&[(3000, "a1b2c3"); 3]), [Some(Class::Credentials); 3]);
 }

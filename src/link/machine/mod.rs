@@ -489,6 +489,7 @@ impl Link {
     fn save_all(&mut self, backoff_exponent: u8, not_before_boot_ms: u64) {
         let (offline_since_boot_ms, remedies_boot_s) = self.remedies.saved();
         let saved = Saved {
+            credentials: self.saved.credentials,
             cause: self.cause,
             backoff_exponent,
             slow_exponent: self.backoff.exponents().1,

@@ -53,6 +53,11 @@ impl EndpointsFile {
         endpoints
     }
 
+    /// Somebody else has read it: the next look tells what it says even if nothing changes.
+    pub fn forget(&mut self) {
+        self.seen = None;
+    }
+
     /// The same before an attempt, without blocking: begins a look, and is to be asked again until it is done.
     pub fn poll(&mut self, now: Instant) -> Looked {
         if let Some((stamp, endpoints)) = self.looks.take() {

@@ -2,8 +2,7 @@
 //! flash rarely. Beside the socket it goes with a reboot; then flash says what a reboot must not bypass: how far the
 //! backoff has come, and which remedies this outage has had.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,20 +11,28 @@ use log::debug;
 use serde::{Deserialize, Serialize};
 
 use super::Setup;
+use crate::config::file;
 use crate::link::Saved;
 use crate::shell::port::{ForOutbox, Port};
 use crate::shell::remedy::Errand;
 use crate::shell::saved::Written;
-use crate::shell::{clock, saved};
+use crate::shell::{clock, entropy, saved};
 use crate::time::Instant;
 
 /// Between two writes to flash of what is of use and nothing more.
 const FLASH_INTERVAL: Duration = Duration::from_secs(3600);
 
+/// Of the digest: one change in 65,536 is not seen, and as many guesses fit each.
+const DIGEST_BITS: u32 = 16;
+/// Of each file; what comes behind is no credential.
+const CREDENTIAL_BYTES_MAX: u64 = 64 << 10;
+
 /// What was written.
 pub(super) struct Keeping {
     saved: Saved,
     on_flash: Saved,
+    /// See [`Saved::credentials`]: a salt, and a digest of them.
+    credentials: u64,
     /// When it was written last; the start counts, lest a crash loop write each time.
     flash_at: Instant,
 }
@@ -46,21 +53,22 @@ impl Keeping {
         let on_flash = flash.map_or_else(Saved::default, |(saved, _)| saved);
         let found = saved::read::<Saved>(&setup.backoff_file).or(flash);
         let saved = found.map_or_else(Saved::default, |(saved, _)| saved);
-        (Self { saved, on_flash, flash_at: clock::now() }, found)
+        (Self { saved, on_flash, flash_at: clock::now(), credentials: saved.credentials }, found)
     }
 
-    /// A credential or a certificate has changed since an earlier process of this boot wrote down what it waits for: that
+    /// A credential or a certificate says something else than when an earlier process wrote down what it waits for: that
     /// may be what it waited for. Each attempt writes it down anew, so this holds once a change, however often the
-    /// process is started. By the change of the inode, which neither `cp -p` nor `mv` hides.
-    pub fn is_older_than<'a>(setup: &Setup, files: impl Iterator<Item = &'a Path>) -> bool {
-        let Ok(kept) = fs::metadata(&setup.backoff_file) else { return false };
-        let written = (kept.mtime(), kept.mtime_nsec());
-        let changed = files.filter_map(|file| fs::metadata(file).ok()).map(|meta| (meta.ctime(), meta.ctime_nsec()));
-        changed.max().is_some_and(|changed| changed > written)
+    /// process is started, and whoever writes the same again at each start.
+    pub fn has_other_credentials<'a>(&mut self, files: impl Iterator<Item = &'a Path>) -> bool {
+        let before = self.saved.credentials;
+        let salt = if before == 0 { entropy::draw() } else { before } >> DIGEST_BITS << DIGEST_BITS;
+        self.credentials = salt | digest(salt, files);
+        before != 0 && before != self.credentials
     }
 
     /// The link wants this kept.
     pub fn keep(&mut self, saved: Saved, setup: &Setup, outbox: &Arc<Port<ForOutbox>>) {
+        let saved = Saved { credentials: self.credentials, ..saved };
         self.saved = saved;
         saved::keep(&setup.backoff_file, saved);
         // Which remedies were run is written by the errand that runs them.
@@ -95,6 +103,16 @@ impl Keeping {
             ms => now.since(Instant::from_micros(ms.saturating_mul(1000))).as_secs(),
         }
     }
+}
+
+/// Tells one content from another and helps nobody who guesses at it.
+fn digest<'a>(salt: u64, files: impl Iterator<Item = &'a Path>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    salt.hash(&mut hasher);
+    for path in files {
+        file::read(path, CREDENTIAL_BYTES_MAX).ok().hash(&mut hasher);
+    }
+    hasher.finish() & ((1 << DIGEST_BITS) - 1)
 }
 
 /// What a reboot leaves of it.

@@ -87,11 +87,11 @@ impl Uplink {
             setup.set_endpoints(endpoints);
         }
         let reaches = setup.endpoints.iter().map(|endpoint| reach(endpoint, &setup)).collect::<io::Result<Vec<_>>>()?;
-        let (keeping, found) = Keeping::begin(&setup);
+        let (mut keeping, found) = Keeping::begin(&setup);
         let mut mended = false;
         if let Some((saved, this_boot)) = found {
             let last = reaches.get(usize::from(saved.endpoint));
-            mended = this_boot && last.is_some_and(|reach| Keeping::is_older_than(&setup, reach.files()));
+            mended = last.is_some_and(|reach| keeping.has_other_credentials(reach.files())) && this_boot;
             setup.upstream.saved = Some(saved);
             setup.upstream.fresh_boot = !this_boot;
         }

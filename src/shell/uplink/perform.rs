@@ -129,10 +129,13 @@ impl Reactor {
 
     /// A session is up: what waits behind the remedy that runs is not needed any more.
     pub(super) fn drop_remedies(&mut self) {
-        for exec in self.setup.runner.drop_runs() {
+        for (step, exec) in self.setup.runner.drop_runs() {
             let program = exec.first().map_or("", String::as_str);
             info!(target: "uplink", "remedy not run, a session is up program={program}");
-            let step = self.setup.remedies.iter().position(|remedy| remedy.exec == exec);
+            // A reload may have moved it meanwhile; one program may be several steps.
+            let is_at = |step: usize| self.setup.remedies.get(step).is_some_and(|remedy| remedy.exec == exec);
+            let moved = || (0..self.setup.remedies.len()).find(|step| is_at(*step));
+            let step = if is_at(step.into()) { Some(step.into()) } else { moved() };
             if let Some(step) = step.and_then(|step| u8::try_from(step).ok()) {
                 self.tell(Input::RemedyDropped { step });
             }

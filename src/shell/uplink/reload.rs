@@ -39,7 +39,11 @@ impl Reactor {
             self.elsewhere = path.map(|path| EndpointsFile::new(path, wake(&self.waker)));
         }
         match found {
-            Some(endpoints) => setup.set_endpoints(endpoints),
+            Some(endpoints) => {
+                // It may be older than what was seen here.
+                self.elsewhere.iter_mut().for_each(EndpointsFile::forget);
+                setup.set_endpoints(endpoints);
+            }
             None if same_file && self.elsewhere.is_some() => setup.set_endpoints(self.setup.endpoints.clone()),
             None => {}
         }
