@@ -81,9 +81,12 @@ const HAPROXY: Kind = Kind {
                 ("bind :443", &format!("bind 127.0.0.1:{port}")),
                 ("127.0.0.1:8080", receiver),
                 ("/etc/ssl/fleet/chain-and-key.pem", &identity.display().to_string()),
-                // The next after the first two comes in after an hour.
-                ("gpc0_rate(1s)", "gpc0_rate(1h)"),
-                ("ge 1000", if rate == Rate::Two { "ge 2" } else { "ge 1000" }),
+                // Two ever: a rate is an estimate, and over a long time a rough one.
+                ("gpc0_rate(1s)", if rate == Rate::Two { "gpc0" } else { "gpc0_rate(1s)" }),
+                (
+                    "sc0_gpc0_rate ge 1000",
+                    if rate == Rate::Two { "sc0_get_gpc0 ge 2" } else { "sc0_gpc0_rate ge 1000" },
+                ),
                 ("Backhaul-Spread-Ms 100000", "Backhaul-Spread-Ms 2000"),
                 ("frontend fleet\n", "frontend fleet\n    log global\n    log-format \"%Ts%ms %ST %HP\"\n"),
             ],
