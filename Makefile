@@ -8,9 +8,10 @@ AGENT = target/release/backhaul
 NEED = sh deploy/need
 
 # What `make long` runs, in this order; each is a target of its own.
-LONG = soak-long herd-sweep powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
+LONG = soak-long herd-long herd-sweep powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
 
-.PHONY: all build demo test powercut powercut-long mutants herd herd-sweep hostile soak soak-long long rot-long fuzz-long kill-long cuts-long model-long \
+.PHONY: all build demo test powercut powercut-long mutants herd herd-long herd-sweep hostile soak soak-long long rot-long fuzz-long \
+	kill-long cuts-long model-long \
 	mutants-long bench-outbox bench-agent lint install clean FORCE
 
 all: build
@@ -49,15 +50,22 @@ mutants:
 	@$(NEED) pkg-config libssl-dev
 	$(CARGO) test --profile powercut --features mutants --test mutants -- --nocapture
 
-# The herd: 100,000 links in virtual time.
+# The herd: 100,000 links in virtual time; 2,000 on real sockets, held against the simulation of the same; a receiver with
+# 10,000 connections, and with 1,000 agents that send at once.
 herd:
 	@$(NEED) pkg-config libssl-dev
 	$(CARGO) test --profile powercut --test herd -- --nocapture
+	$(CARGO) test --features receiver --test herd sockets:: -- --nocapture
+
+# 10,000 links on real sockets, at the times of the configuration.
+herd-long:
+	@$(NEED) pkg-config libssl-dev
+	HERD_LINKS=10000 HERD_SCALE=1 $(CARGO) test --features receiver --test herd links_on_real_sockets -- --nocapture
 
 # Other settings than the defaults, over outages of several lengths; twenty minutes.
 herd-sweep:
 	@$(NEED) pkg-config libssl-dev
-	$(CARGO) test --profile powercut --test herd -- --ignored --nocapture
+	$(CARGO) test --profile powercut --test herd no_neighbour -- --ignored --nocapture
 
 # Hostile folders, IMAGES of them; about a minute on two cores.
 IMAGES ?= 160000

@@ -13,7 +13,7 @@ pub mod netlink;
 pub mod notify;
 pub mod outbox;
 pub mod port;
-mod prepare;
+pub mod prepare;
 pub mod remedy;
 mod saved;
 pub mod snapshot;

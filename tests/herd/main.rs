@@ -3,6 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[cfg(feature = "receiver")]
+mod sockets;
+#[cfg(feature = "receiver")]
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "each test takes what it needs of the rig")]
+mod support;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;

@@ -108,10 +108,14 @@ impl Receiver {
     /// Waits until it says that it listens.
     #[track_caller]
     pub fn wait_listening(&mut self) {
-        wait_until(DEADLINE, "the receiver listens", || {
-            self.assert_runs();
-            fs::read_to_string(&self.out).is_ok_and(|out| out.contains("listening on"))
-        });
+        wait_until(DEADLINE, "the receiver listens", || self.is_listening());
+    }
+
+    /// It has said that it listens.
+    #[track_caller]
+    pub fn is_listening(&mut self) -> bool {
+        self.assert_runs();
+        fs::read_to_string(&self.out).is_ok_and(|out| out.contains("listening on"))
     }
 
     /// SIGKILL, at whatever it is doing.
@@ -128,10 +132,31 @@ impl Receiver {
     /// Sends it a signal that ends it, and waits for that.
     #[track_caller]
     pub fn leave(&mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        wait_for(DEADLINE, "the receiver leaves", || self.has_left())
+    }
+
+    /// Sends it a signal.
+    #[track_caller]
+    pub fn signal(&mut self, signal: Signal) {
         self.assert_runs();
-        let mut child = self.child.take().expect("asserted to run");
-        kill_process(Pid::from_child(&child), signal).expect("our own child takes a signal");
-        wait_for(DEADLINE, "the receiver leaves", || child.try_wait().expect("our own child can be waited for"))
+        let child = self.child.as_ref().expect("asserted to run");
+        kill_process(Pid::from_child(child), signal).expect("our own child takes a signal");
+    }
+
+    /// How it ended, if it did; then it may be started again.
+    pub fn has_left(&mut self) -> Option<ExitStatus> {
+        let child = self.child.as_mut().expect("the receiver was started");
+        let status = child.try_wait().expect("our own child can be waited for");
+        self.child.take_if(|_| status.is_some());
+        status
+    }
+
+    /// Connections that the one that left last had accepted, as it says itself.
+    pub fn accepted(&self) -> Option<u64> {
+        let log = fs::read_to_string(&self.log).ok()?;
+        let (_, counts) = log.lines().rev().find_map(|line| line.split_once(" leaving "))?;
+        counts.split(' ').find_map(|word| word.strip_prefix("attempts="))?.parse().ok()
     }
 
     /// # Panics

@@ -17,9 +17,14 @@ pub struct TempDir {
 impl TempDir {
     /// A fresh folder below the system's temporary one. Its path is short: a unix socket's has 108 bytes at most.
     pub fn new(name: &str) -> Self {
+        Self::below(&std::env::temp_dir(), name)
+    }
+
+    /// A fresh folder below this one.
+    pub fn below(parent: &Path, name: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("backhaul-{name}-{}-{number}", std::process::id()));
+        let path = parent.join(format!("backhaul-{name}-{}-{number}", std::process::id()));
         let _stale = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).expect("the temporary folder takes a folder");
         Self { path, keep: false }
