@@ -30,7 +30,7 @@ demo:
 # Every test, part by part, and the minutes of each at the end.
 test:
 	@$(NEED) pkg-config libssl-dev openssl python3 e2fsprogs nginx-light tinyproxy nftables iproute2 nodejs node-ws \
-		python3-websockets
+		python3-websockets haproxy
 	@CARGO="$(CARGO)" sh tests/parts
 
 # The power-cut campaign: every short string of operations, cut at every call to the disk. CI's part, SECONDS of it;

@@ -37,7 +37,7 @@ usage: backhaul-receiver --listen ADDR --store FILE [options]
   --burst B               come back; after a pause B at once (default R)
   --restart-spread S      a planned restart calls the fleet back over S seconds
                           (default: sessions / R; without R 30)
-  --restart-gap S         and the first one after S seconds (default 2)
+  --restart-gap S         and the first one after S seconds (default 2, or more)
   --watch                 a line on stderr once a second while something changes
   --page ADDR             the last ten minutes of the fleet, on http://ADDR/
   --help, --version
@@ -185,7 +185,7 @@ impl Typed {
             return Err(format!("--restart-spread and --restart-gap are at most {}", restart::WAIT_MAX.as_secs()));
         }
         let restart = Restart {
-            gap: self.restart_gap_s.map_or(restart::GAP_DEFAULT, Duration::from_secs),
+            gap: self.restart_gap_s.map(Duration::from_secs),
             spread: self.restart_spread_s.map(Duration::from_secs),
             accept_rate: self.accept_rate,
         };
@@ -298,7 +298,7 @@ mod tests {
             token_file: Some("t".into()),
             ping_interval: Duration::from_millis(50),
             accept: None,
-            restart: Restart { gap: restart::GAP_DEFAULT, spread: None, accept_rate: None },
+            restart: Restart { gap: None, spread: None, accept_rate: None },
             watch: false,
             page: None,
         };
@@ -307,7 +307,7 @@ mod tests {
         let Meant::Run(options) = typed(herd).unwrap() else { panic!("not a run") };
         assert_eq!(options.accept, Some(Rate { rate: 1000, burst: 1000 }));
         let spread = Some(Duration::from_secs(120));
-        assert_eq!(options.restart, Restart { gap: Duration::ZERO, spread, accept_rate: Some(1000) });
+        assert_eq!(options.restart, Restart { gap: Some(Duration::ZERO), spread, accept_rate: Some(1000) });
         let Meant::Run(options) = typed(&format!("{herd} --burst 5")).unwrap() else { panic!("not a run") };
         assert_eq!(options.accept, Some(Rate { rate: 1000, burst: 5 }));
         let Meant::Run(options) = typed(&format!("{herd} --watch --page :80")).unwrap() else { panic!("not a run") };

@@ -6,8 +6,9 @@ use std::time::Duration;
 const SPREAD_DEFAULT: Duration = Duration::from_secs(30);
 /// From the signal to the first slot unless the command line says otherwise: we leave within a second, and the next
 /// one needs a moment to start.
-pub const GAP_DEFAULT: Duration = Duration::from_secs(2);
-
+const GAP_DEFAULT: Duration = Duration::from_secs(2);
+/// And for each session, since telling it and closing takes its time: twice what was measured.
+const GAP_PER_SESSION: Duration = Duration::from_micros(100);
 /// No agent obeys a longer wait (`server_wait_ms_max`): slots beyond would fall together.
 pub const WAIT_MAX: Duration = Duration::from_secs(3600);
 
@@ -15,7 +16,7 @@ pub const WAIT_MAX: Duration = Duration::from_secs(3600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Restart {
     /// From the signal to the first slot: who comes earlier finds nobody.
-    pub gap: Duration,
+    pub gap: Option<Duration>,
     /// From the first slot to the end of the last.
     pub spread: Option<Duration>,
     /// Connections a second that the next one accepts; where there is no `spread` the slots follow each other so.
@@ -31,10 +32,17 @@ impl Restart {
             (None, Some(rate)) => sessions.saturating_mul(1000) / u64::from(rate.max(1)),
             (None, None) => millis(SPREAD_DEFAULT),
         };
-        let gap_ms = millis(self.gap);
+        let gap_ms = match self.gap {
+            Some(gap) => millis(gap),
+            None => millis(GAP_DEFAULT) + sessions.saturating_mul(micros(GAP_PER_SESSION)) / 1000,
+        };
         let spread_ms = spread_ms.min(millis(WAIT_MAX).saturating_sub(gap_ms));
         (0..sessions).map(move |index| gap_ms + index.saturating_mul(spread_ms) / sessions)
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -46,7 +54,8 @@ mod tests {
     use super::*;
 
     fn slots(spread_s: Option<u64>, accept_rate: Option<u32>, sessions: usize) -> Vec<u64> {
-        let restart = Restart { gap: Duration::from_secs(2), spread: spread_s.map(Duration::from_secs), accept_rate };
+        let restart =
+            Restart { gap: Some(Duration::from_secs(2)), spread: spread_s.map(Duration::from_secs), accept_rate };
         restart.slots_ms(sessions).collect()
     }
 
@@ -58,6 +67,12 @@ mod tests {
         assert_eq!(slots(Some(0), None, 2), [2000, 2000]);
         assert_eq!(slots(None, None, 0), [0; 0]);
         assert_eq!(slots(None, Some(1), 10_000)[5_000], 2000 + 3_598_000 / 2, "never longer than an agent waits");
+    }
+
+    #[test]
+    fn a_big_fleet_takes_longer_to_be_told() {
+        let first = |sessions| Restart { gap: None, spread: None, accept_rate: None }.slots_ms(sessions).next();
+        assert_eq!((first(1), first(1000), first(100_000)), (Some(2000), Some(2100), Some(12_000)));
     }
 
     #[test]

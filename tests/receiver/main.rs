@@ -9,8 +9,8 @@
 mod support;
 
 mod admission;
-mod nginx;
 mod page;
+mod proxies;
 mod restart;
 mod rig;
 
