@@ -10,9 +10,8 @@ NEED = sh deploy/need
 # What `make long` runs, in this order; each is a target of its own.
 LONG = soak-long herd-long herd-sweep powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
 
-.PHONY: all build demo test powercut powercut-long mutants herd herd-long herd-sweep hostile soak soak-long long rot-long fuzz-long \
-	kill-long cuts-long model-long \
-	mutants-long bench-outbox bench-agent lint install clean FORCE
+.PHONY: all build demo test powercut powercut-long mutants herd herd-long herd-sweep hostile soak soak-long long rot-long \
+	fuzz-long kill-long cuts-long model-long mutants-long bench-outbox bench-agent lint install clean FORCE
 
 all: build
 

@@ -1,5 +1,6 @@
 //! The herd's contract: what a fleet of 100,000 does to a server that accepts 1,000 a second, in virtual time with the
-//! agent's own link, worst of many seeds; and what other programs' formulas do to it.
+//! agent's own link, worst of many seeds; and what other programs' formulas do to it. In `sockets` the same in small,
+//! on real sockets.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 

@@ -25,11 +25,15 @@ pub struct Fleet {
     /// Of each `connect(2)`.
     dialed_at: Vec<Instant>,
     late_max: Duration,
+    /// The time that refusals by the kernel took, and how many there were.
+    answered_after: (Duration, u32),
 }
 
 struct Seat {
     gateway: Gateway,
     timer: Option<Instant>,
+    /// When the last attempt was due.
+    due_at: Instant,
     /// Since when it has its session.
     up_at: Option<Instant>,
 }
@@ -63,10 +67,11 @@ impl Fleet {
             up: 0,
             dialed_at: Vec::new(),
             late_max: Duration::ZERO,
+            answered_after: (Duration::ZERO, 0),
         };
         for index in 0..gateways {
             let gateway = Gateway::new(&kit, index, rng.u64(..), now);
-            fleet.seats.push(Seat { gateway, timer: None, up_at: None });
+            fleet.seats.push(Seat { gateway, timer: None, due_at: now, up_at: None });
             fleet.touch(index, now, |_, _| {});
         }
         fleet
@@ -107,6 +112,13 @@ impl Fleet {
     /// How late a gateway was called at worst, since this was asked last.
     pub fn take_late_max(&mut self) -> Duration {
         std::mem::take(&mut self.late_max)
+    }
+
+    /// From the moment at which an attempt was due to the kernel's answer that nothing listens, on average, since this
+    /// was asked last.
+    pub fn take_answer_time(&mut self) -> Duration {
+        let (sum, count) = std::mem::take(&mut self.answered_after);
+        sum / count.max(1)
     }
 
     /// Everybody hands in so many records.
@@ -162,6 +174,7 @@ impl Fleet {
                 return;
             }
             self.late_max = self.late_max.max(now.since(at));
+            self.seats[index].due_at = at;
             self.touch(index, now, |gateway, poll| gateway.on_deadline(poll.registry(), now));
         }
     }
@@ -169,8 +182,12 @@ impl Fleet {
     /// Does something to a gateway and notes what came of it.
     fn touch(&mut self, index: usize, now: Instant, act: impl FnOnce(&mut Gateway, &Poll)) {
         let seat = &mut self.seats[index];
-        let dials = seat.gateway.dials;
+        let Gateway { dials, refused, .. } = seat.gateway;
         act(&mut seat.gateway, &self.poll);
+        if seat.gateway.refused > refused {
+            self.answered_after.0 += clock::now().since(seat.due_at);
+            self.answered_after.1 += 1;
+        }
         self.dialed_at.extend((dials..seat.gateway.dials).map(|_| now));
         match (seat.up_at, seat.gateway.is_up()) {
             (None, true) => {
