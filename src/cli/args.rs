@@ -13,6 +13,9 @@ use crate::config::load::DEFAULT_PATH;
 use crate::fleet::{Down, Goal, Over, Scenario, Start};
 use crate::shell::port::Wait;
 
+/// Of a plan: a fleet that takes longer to come back needs another server.
+const BOUND_S_MAX: f64 = 86_400.0;
+
 /// Of a plan: a month.
 const SECONDS_MAX: u64 = 31 * 86_400;
 
@@ -396,6 +399,10 @@ impl Typed {
             attempts_per_s_max: self.within("peak", 1..=u64::from(u32::MAX))?.map(|peak| peak as u32),
             back_within_s: self.within("back-within", 1..=SECONDS_MAX)?.map(|seconds| seconds as f64),
         };
+        let compare = self.flag("compare");
+        if compare && matches!(scenario.start, Start::Outage { down: Down::Silent, .. }) {
+            return Err(UsageError("--compare: when others find out that nothing answers is not known".into()));
+        }
         let has_goal = goal.attempts_per_s_max.is_some() || goal.back_within_s.is_some();
         match (recommend, has_goal) {
             (true, false) => return Err(UsageError("--recommend needs --peak R or --back-within S".into())),
@@ -409,7 +416,7 @@ impl Typed {
             scenario,
             config: self.value("config")?.map(PathBuf::from),
             goal: recommend.then_some(goal),
-            compare: self.flag("compare"),
+            compare,
             json: self.flag("json"),
             svg: self.value("svg")?.map(PathBuf::from),
         };
@@ -451,6 +458,14 @@ impl Typed {
         }
         if let Some(rtt_ms) = self.within("rtt", 0..=60_000)? {
             scenario.rtt_ms = (rtt_ms as u32, rtt_ms as u32);
+        }
+        if let Start::Outage { down: Down::Silent, loss_spread_ms: 1.., .. } = scenario.start {
+            return Err(UsageError(
+                "--loss-spread: where nothing answers, the heartbeats find out when they do".into(),
+            ));
+        }
+        if scenario.bound_s() > BOUND_S_MAX {
+            return Err(UsageError("devices / accept rate is more than a day: no plan helps there".into()));
         }
         scenario.seed = self.count("seed")?.unwrap_or(scenario.seed);
         let server = &mut scenario.server;
@@ -669,6 +684,9 @@ mod tests {
             ("plan --devices 5 --accept-rate 1 --down away", "--down away: one of refused, reset, silent, 503"),
             ("plan --devices 5 --accept-rate 1 --planned --down reset", "--down goes with --outage"),
             ("plan --devices 5 --accept-rate 1 --over 503 --no-retry-after", "not both"),
+            ("plan --devices 5 --accept-rate 1 --down silent --compare", "is not known"),
+            ("plan --devices 5 --accept-rate 1 --down silent --loss-spread 9", "the heartbeats find out"),
+            ("plan --devices 1000000 --accept-rate 1", "more than a day"),
             ("", "what to do?"),
             ("sned", "unknown command 'sned'"),
             ("run now", "unexpected argument 'now'"),

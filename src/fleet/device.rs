@@ -73,8 +73,8 @@ struct Clock {
 
 impl Clock {
     fn at(self, now: Instant) -> Instant {
-        let passed = now.as_micros().saturating_sub(self.behind) as i64;
-        Instant::from_micros((passed + passed / 1_000_000 * self.drift).max(0) as u64)
+        let passed = i128::from(now.as_micros().saturating_sub(self.behind));
+        Instant::from_micros((passed + passed * i128::from(self.drift) / 1_000_000).max(0) as u64)
     }
 
     /// The first instant at which it shows `local`, or a little later.

@@ -30,7 +30,7 @@ pub enum Peer {
     EqualJitter,
     /// mosquitto's bridge: uniform in [5 s, 3 · the last], at most 30 s.
     Decorrelated,
-    /// parodus: 3 s, then uniform in [3 s, 2ⁿ − 1 s] up to 511 s.
+    /// parodus: 3 s, then uniform in [0, 2ⁿ − 1 s] up to 511 s, but never less than 3 s.
     Parodus,
     /// netdata's ACLK without a word from its cloud: 0, then 2ⁿ s plus up to half of it, up to 512 s, then 1.024 s.
     NetdataAclk,
@@ -166,5 +166,50 @@ impl Device for PeerDevice {
             Answer::Pong => {}
         }
         Wants::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first waits of one device, in s.
+    fn waits(peer: Peer, seed: u64) -> Vec<f64> {
+        let (mut rng, mut last) = (Rng::with_seed(seed), 0.0);
+        let wait = |n| {
+            last = peer.wait_s(n, last, &mut rng);
+            last
+        };
+        (0..14).map(wait).collect()
+    }
+
+    #[test]
+    fn each_formula_stays_within_its_bounds_and_reaches_its_end() {
+        let doubled = |first: f64, max: f64| move |n: i32| (first * 2f64.powi(n)).min(max);
+        for seed in 0..500 {
+            let of = |peer| waits(peer, seed);
+            let within = |peer, low: &dyn Fn(i32) -> f64, high: &dyn Fn(i32) -> f64| {
+                for (n, wait) in (0..).zip(of(peer)) {
+                    assert!((low(n)..=high(n)).contains(&wait), "{peer:?} {n}: {wait}");
+                }
+            };
+            let minute = doubled(1.0, 60.0);
+            assert!(of(Peer::Fixed).iter().all(|wait| *wait == 5.0));
+            within(Peer::Exponential, &minute, &minute);
+            within(Peer::EqualJitter, &|n| minute(n) / 2.0, &minute);
+            within(Peer::FullJitter, &|_| 0.0, &|n| if n == 0 { 0.0 } else { minute(n - 1) });
+            // Cut off after the jitter: many at exactly the cap.
+            within(Peer::SocketIo, &|n| doubled(0.5, 5.0)(n), &|n| doubled(1.5, 5.0)(n));
+            within(Peer::PythonSocketIo, &|n| doubled(1.0, 30.0)(n) - 0.5, &|n| doubled(1.0, 30.0)(n) + 0.5);
+            within(Peer::Decorrelated, &|_| 5.0, &|_| 30.0);
+            within(Peer::Parodus, &|_| 3.0, &|n| if n == 0 { 3.0 } else { doubled(4.0, 512.0)(n - 1) - 1.0 });
+            let websockets = of(Peer::PythonWebsockets);
+            assert!(websockets[0] == 0.0 && websockets[1] <= 5.0 && websockets[2] == 3.1 && websockets[13] == 90.0);
+            let netdata = of(Peer::NetdataAclk);
+            assert!(netdata[0] == 0.0 && (512.0..=768.0).contains(&netdata[10]) && netdata[11] == 1.024, "{netdata:?}");
+            let libocpp = of(Peer::Libocpp);
+            assert!((1.0..=3.0).contains(&libocpp[0]) && (4.0..=18.0).contains(&libocpp[2]), "{libocpp:?}");
+            assert!(libocpp[3..].iter().all(|wait| *wait == libocpp[2]), "frozen: {libocpp:?}");
+        }
     }
 }

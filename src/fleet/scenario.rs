@@ -1,5 +1,11 @@
 //! What happens to the fleet: how large it is, what goes wrong, and what the server can bear. Values alone.
 
+use crate::config::Upstream;
+
+/// A run in which not all come back ends after so many times the bound, or a day and thrice the bound.
+const HORIZON_PER_BOUND: u64 = 100;
+const HORIZON_S_MAX: u64 = 86_400;
+
 /// Attempts that may come within a second of a fleet at rest, in units of the accept rate.
 const BURST_S: u32 = 1;
 
@@ -18,10 +24,8 @@ pub struct Scenario {
     pub rtt_ms: (u32, u32),
     /// The clock of each device runs wrong by up to this, in parts per million; oscillators of cheap boards: 100.
     pub drift_ppm_max: u32,
-    /// The run ends after so many seconds even if not all are back.
+    /// The run ends when all are back, or after so many seconds.
     pub horizon_s: u64,
-    /// The run ends when all are back.
-    pub until_back: bool,
 }
 
 /// What goes wrong, at second 0.
@@ -115,6 +119,8 @@ impl Scenario {
     /// A planned restart that sends the fleet away exactly as fast as it can take it back.
     pub fn planned(devices: u32, accept_rate: u32) -> Self {
         let restart_spread_ms = u64::from(devices) * 1000 / u64::from(accept_rate.max(1));
+        // As the receiver does: agents obey no longer wait.
+        let restart_spread_ms = restart_spread_ms.min(Upstream::default().server_wait_ms_max);
         Self::new(devices, accept_rate, Start::Planned { restart_spread_ms })
     }
 
@@ -133,9 +139,10 @@ impl Scenario {
             rtt_ms: (20, 200),
             drift_ppm_max: 100,
             horizon_s: 0,
-            until_back: true,
         };
-        scenario.horizon_s = scenario.recovery_s() + 100 * scenario.bound_s().ceil() as u64 + 3_600;
+        let bound_s = scenario.bound_s().ceil() as u64;
+        let patience_s = (HORIZON_PER_BOUND * bound_s + 3_600).min(HORIZON_S_MAX + 3 * bound_s);
+        scenario.horizon_s = scenario.recovery_s() + patience_s;
         scenario
     }
 
@@ -152,12 +159,15 @@ impl Scenario {
         matches!(self.start, Start::PowerCut { .. })
     }
 
-    /// The same with at most so many devices, the server scaled with them.
+    /// The same with about so many devices at most, the server scaled with them: devices / accept rate stays the same,
+    /// so there are more where the rate would fall below one.
     pub fn scaled(&self, devices_max: u32) -> Self {
-        let devices = self.devices.min(devices_max);
-        let scale = |n: u32| (u64::from(n) * u64::from(devices)).div_ceil(u64::from(self.devices)) as u32;
+        let [all, most, rate] = [self.devices, devices_max, self.server.accept_rate].map(u64::from);
+        let rate_scaled = (rate * most / all).clamp(1, rate);
+        let devices = (all * rate_scaled / rate).max(1) as u32;
+        let scale = |n: u32| (u64::from(n) * u64::from(devices)).div_ceil(all) as u32;
         let server = ServerModel {
-            accept_rate: scale(self.server.accept_rate),
+            accept_rate: rate_scaled as u32,
             burst: scale(self.server.burst),
             backlog: scale(self.server.backlog),
             falls_over_at: scale(self.server.falls_over_at),

@@ -2,6 +2,7 @@
 //! arrives is the simulation's.
 
 use std::collections::VecDeque;
+use std::mem;
 
 use super::device::Refusal;
 use super::{Admission, Down, Over, ServerModel, TurnedAway};
@@ -46,11 +47,11 @@ impl Server {
         self.down == Some(Down::Silent)
     }
 
-    /// Everything it held is gone.
-    pub(super) fn go_down(&mut self, down: Down) {
+    /// Everything it held is gone: those that waited.
+    pub(super) fn go_down(&mut self, down: Down) -> VecDeque<(u32, u16)> {
         self.down = Some(down);
         self.life += 1;
-        self.backlog.clear();
+        mem::take(&mut self.backlog)
     }
 
     pub(super) fn come_up(&mut self, now: Instant) {

@@ -45,6 +45,8 @@ struct Simulation<'a, D> {
     events: Events,
     rng: Rng,
     connected: u32,
+    /// The backlog's next turn is among the events.
+    turn_awaited: bool,
     tally: Tally,
 }
 
@@ -104,6 +106,7 @@ impl<'a, D: Device> Simulation<'a, D> {
             events: Events::default(),
             rng,
             connected: 0,
+            turn_awaited: false,
             tally: Tally::default(),
             scenario,
         }
@@ -112,9 +115,9 @@ impl<'a, D: Device> Simulation<'a, D> {
     fn play(mut self, progress: &mut dyn FnMut(u64, u32)) -> Outcome {
         self.begin();
         let end = LOSS + Duration::from_secs(self.scenario.horizon_s);
-        let mut second = 0;
+        let (mut second, mut now) = (0, LOSS);
         while let Some(event) = self.events.pop() {
-            let now = Instant::from_micros(event.at);
+            now = Instant::from_micros(event.at);
             while second < now.since(LOSS).as_secs() {
                 self.tally.connected.push(self.connected);
                 progress(second, self.connected);
@@ -126,12 +129,12 @@ impl<'a, D: Device> Simulation<'a, D> {
             self.handle(event, now);
         }
         self.tally.connected.push(self.connected);
-        self.outcome()
+        self.outcome(now)
     }
 
     /// All are back, and it is past the recovery.
     fn is_over(&self, second: u64) -> bool {
-        self.scenario.until_back && self.connected == self.scenario.devices && second >= self.scenario.recovery_s()
+        self.connected == self.scenario.devices && second >= self.scenario.recovery_s()
     }
 
     fn begin(&mut self) {
@@ -307,7 +310,11 @@ impl<'a, D: Device> Simulation<'a, D> {
 
     /// All sessions are gone. Unless the server falls silent, each device notices within the spread.
     fn go_down(&mut self, down: Down, loss_spread_ms: u64, now: Instant) {
-        self.server.go_down(down);
+        for (device, generation) in self.server.go_down(down) {
+            if down != Down::Silent && self.seats[device as usize].generation == generation {
+                self.answer(device, Answer::Failed(Refusal::Reset), 1, now);
+            }
+        }
         for index in 0..self.scenario.devices {
             let seat = &mut self.seats[index as usize];
             // One whose welcome is still under way finds out by itself.
@@ -325,13 +332,19 @@ impl<'a, D: Device> Simulation<'a, D> {
         self.connected = 0;
     }
 
+    /// One turn is waited for at a time, however many wait.
     fn wait_for_turn(&mut self) {
+        if self.turn_awaited {
+            return;
+        }
         if let Some(at) = self.server.backlog_at() {
+            self.turn_awaited = true;
             self.events.push_server(at.as_micros(), Kind::Backlog);
         }
     }
 
     fn on_backlog(&mut self, now: Instant) {
+        self.turn_awaited = false;
         while let Some((device, generation)) = self.server.on_turn(now) {
             if self.seats[device as usize].generation == generation {
                 self.welcome(device, now);
@@ -340,12 +353,16 @@ impl<'a, D: Device> Simulation<'a, D> {
         self.wait_for_turn();
     }
 
-    fn outcome(self) -> Outcome {
+    fn outcome(self, now: Instant) -> Outcome {
         let recovery_s = self.scenario.recovery_s();
         let recovery = LOSS + Duration::from_secs(recovery_s);
         let devices = f64::from(self.scenario.devices);
         let back_s = self.seats.iter().filter(|seat| seat.online);
         let back_s = back_s.map(|seat| Instant::from_micros(seat.back_at).since(recovery).as_secs_f64()).collect();
+        let offline_us = |seat: &Seat<D>| {
+            let still_us = if seat.online { 0 } else { now.as_micros().saturating_sub(seat.lost_at) };
+            (seat.offline_us + still_us) as f64
+        };
         let attempts = self.tally.attempts;
         let after = attempts.get(recovery_s as usize..).unwrap_or_default();
         Outcome {
@@ -355,7 +372,7 @@ impl<'a, D: Device> Simulation<'a, D> {
             attempts_per_device_max: self.seats.iter().map(|seat| seat.attempts).max().unwrap_or(0),
             back_s: Back::of(back_s, self.scenario.devices),
             bound_s: self.scenario.bound_s(),
-            offline_s_mean: self.seats.iter().map(|seat| seat.offline_us as f64).sum::<f64>() / devices / 1e6,
+            offline_s_mean: self.seats.iter().map(offline_us).sum::<f64>() / devices / 1e6,
             fell_over: self.tally.fell_over,
             attempts,
             connected: self.tally.connected,

@@ -125,8 +125,11 @@ fn a_server_that_falls_silent_is_noticed_by_the_heartbeat_and_found_again() {
     let outcome = play(&scenario);
     let last_in = outcome.back_s.p100.unwrap();
     assert!(last_in > 0.0 && outcome.attempts_per_device > 2.0, "{outcome:?}");
-    // Nobody was told: those with a session find out one after the other, not together.
-    assert!(outcome.attempts[0] < 20, "{}", outcome.attempts[0]);
+    // Nobody was told: those with a session find out one after the other, as their heartbeats come, not together.
+    let first_attempts = &outcome.attempts[..120];
+    let busy = first_attempts.iter().filter(|count| **count > 0).count();
+    let most = first_attempts.iter().max().unwrap();
+    assert!(busy > 60 && *most < FEW / 20, "{first_attempts:?}");
 }
 
 #[test]

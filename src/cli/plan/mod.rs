@@ -12,12 +12,12 @@ use super::args::PlanArgs;
 use super::{config_errors, print};
 use crate::config::{Reconnect, Upstream, load};
 use crate::exit;
-use crate::fleet::{self, Outcome, Peer, Scenario};
+use crate::fleet::{self, Outcome, Peer, Scenario, Start};
 use crate::link::Config;
 use report::{Others, Report};
 
 /// Beside the run itself, other settings are tried with so many devices, the server scaled with them.
-const OTHERS_DEVICES: u32 = 20_000;
+pub(super) const OTHERS_DEVICES: u32 = 20_000;
 
 /// Runs the command.
 pub fn run(args: &PlanArgs) -> ExitCode {
@@ -26,6 +26,12 @@ pub fn run(args: &PlanArgs) -> ExitCode {
         Some(Ok(upstream)) => Config::from(&Upstream { attempts_max: 0, ..upstream }),
         Some(Err(errors)) => return config_errors(&errors),
     };
+    if args.scenario.bound_s() * 1000.0 > config.server_wait_ms_max as f64 {
+        eprintln!(
+            "backhaul: devices / accept rate is beyond server_wait_ms_max: no device waits as long as the server would \
+             have to ask for"
+        );
+    }
     let mut ticker = Ticker::new();
     let scenario = &args.scenario;
     let outcome = play(scenario, &config, "the fleet", &mut ticker);
@@ -36,7 +42,10 @@ pub fn run(args: &PlanArgs) -> ExitCode {
             ticker.show(|| format!("settings tried: {tried}"));
         })
     });
-    let others = if args.json || args.goal.is_some() { Vec::new() } else { others(scenario, &config, &mut ticker) };
+    // In a planned restart no setting acts.
+    let alike = matches!(scenario.start, Start::Planned { .. });
+    let others =
+        if args.json || args.goal.is_some() || alike { Vec::new() } else { others(scenario, &config, &mut ticker) };
     let peers = if args.compare { peers(scenario, &mut ticker) } else { Vec::new() };
     ticker.clear();
     let missed = matches!(recommended, Some(None));

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::lone_close_s;
+use super::{OTHERS_DEVICES, lone_close_s};
 use crate::config::Reconnect;
 use crate::fleet::{Down, Outcome, Over, Peer, Recommendation, Scenario, Start};
 use crate::link::Config;
@@ -53,12 +53,10 @@ impl Report<'_> {
             fragment(&mut text, reconnect);
         }
         if !self.others.is_empty() {
-            let (_, first) = &self.others[0];
-            let devices = first.connected.iter().copied().max().unwrap_or(0).max(1);
-            let scale = f64::from(self.scenario.devices) / f64::from(devices);
+            let scale = f64::from(self.scenario.devices) / f64::from(self.scenario.scaled(OTHERS_DEVICES).devices);
             text += "\nother settings (s)   spread  backoff    attempts/s  per device  last in / bound  lone close\n";
             for (reconnect, outcome) in &self.others {
-                self.other(&mut text, reconnect, outcome, scale.max(1.0));
+                self.other(&mut text, reconnect, outcome, scale);
             }
         }
         if !self.peers.is_empty() {

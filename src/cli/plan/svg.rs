@@ -21,7 +21,13 @@ const HALO: &str = "paint-order='stroke' stroke='#fff' stroke-width='4'";
 pub(super) fn draw(scenario: &Scenario, outcome: &Outcome, recommended: Option<&Outcome>) -> String {
     let runs: Vec<_> = [Some(outcome), recommended].into_iter().flatten().collect();
     let seconds = runs.iter().map(|run| run.attempts.len().max(run.connected.len())).max().unwrap_or(1).max(2);
-    let axis = Axis { seconds: seconds as f64 };
+    let bound = outcome.recovery_s as f64 + outcome.bound_s;
+    let since = match scenario.start {
+        Start::Outage { .. } => "seconds since the loss",
+        Start::Planned { .. } => "seconds since the first retry",
+        Start::PowerCut { .. } => "seconds since the power is back",
+    };
+    let axis = Axis { seconds: (seconds as f64).max(bound * 1.02), since };
     let mut svg = head(scenario, recommended.is_some());
 
     let rate = f64::from(scenario.server.accept_rate);
@@ -43,7 +49,7 @@ pub(super) fn draw(scenario: &Scenario, outcome: &Outcome, recommended: Option<&
     if recovery > 0.0 {
         mark(&mut svg, &axis, recovery, "recovery", 18.0);
     }
-    mark(&mut svg, &axis, recovery + outcome.bound_s, "bound: devices / accept rate", 32.0);
+    mark(&mut svg, &axis, bound, "bound: devices / accept rate", 32.0);
     svg += "</svg>\n";
     svg
 }
@@ -51,6 +57,8 @@ pub(super) fn draw(scenario: &Scenario, outcome: &Outcome, recommended: Option<&
 /// Seconds to the right.
 struct Axis {
     seconds: f64,
+    /// What they are.
+    since: &'static str,
 }
 
 impl Axis {
@@ -99,7 +107,7 @@ fn panel(svg: &mut String, axis: &Axis, top: f64, title: &str, highest: f64) {
         put(svg, format_args!("<text x='{x:.1}' y='{}' text-anchor='middle'>{second}</text>\n", bottom + 17.0));
         second += step;
     }
-    put(svg, format_args!("<text x='{right}' y='{}' text-anchor='end'>seconds since the loss</text>\n", bottom + 34.0));
+    put(svg, format_args!("<text x='{right}' y='{}' text-anchor='end'>{}</text>\n", bottom + 34.0, axis.since));
 }
 
 /// `values` in [0, 1], one a second; where there are more than columns, `fold` says what stands for several.
@@ -131,9 +139,6 @@ fn level(svg: &mut String, top: f64, share: f64, label: &str) {
 
 /// Down both panels.
 fn mark(svg: &mut String, axis: &Axis, second: f64, label: &str, below: f64) {
-    if second > axis.seconds {
-        return;
-    }
     let x = axis.x(second);
     for top in TOPS {
         put(svg, format_args!("<path d='M{x:.1} {top}V{}' stroke='#000' stroke-dasharray='8 3 2 3'/>\n", top + PANEL));
