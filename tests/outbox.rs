@@ -655,3 +655,73 @@ fn a_closed_log_that_is_found_again_knows_what_it_sent() {
         }
     }
 }
+
+const SEGMENT_TWO: (&str, usize) = ("telemetry.0001.seg", 0);
+
+/// Two segments and a piece of the third, a record a page, as texts.
+fn filled(config: &Config) -> (SimDisk, Vec<String>) {
+    let (mut outbox, _) = Outbox::open(SimDisk::default(), config, 1);
+    let mut put = Vec::new();
+    let mut n = 0;
+    while outbox.disk_mut().image().len() < 2 || n % 5 != 0 {
+        n += 1;
+        put.push(format!("record {n}"));
+        outbox.push(LANE, draft(put[n - 1].clone()), Instant::default()).expect("room");
+        outbox.commit(LANE).expect("a disk that works");
+    }
+    (outbox.into_disk(), put)
+}
+
+#[test]
+fn a_read_that_fails_at_a_start_and_then_works_destroys_nothing() {
+    let config = config(8, Overflow::Reject);
+    for failures in 1..6 {
+        let (mut disk, put) = filled(&config);
+        let image = disk.image();
+        disk.read_failures.insert((SEGMENT_TWO.0.into(), SEGMENT_TWO.1), failures);
+        let (mut outbox, _) = Outbox::open(disk, &config, 2);
+        if failures == 1 {
+            assert_eq!(texts(&fetch(&mut outbox, 1)), put, "it is read once more");
+        }
+        let mut disk = outbox.into_disk();
+        assert!(disk.image() == image, "{failures} failures, and something was written");
+        disk.read_failures.clear();
+        let (mut outbox, report) = Outbox::open(disk, &config, 3);
+        assert_eq!((texts(&fetch(&mut outbox, 1)), report.notes), (put, vec![]), "{failures} failures");
+    }
+}
+
+#[test]
+fn what_is_put_after_a_read_failed_at_the_start_is_found_when_reads_work_again() {
+    let config = config(8, Overflow::Reject);
+    for failures in 1..8 {
+        let (disk, put) = filled(&config);
+        let (mut outbox, _) = Outbox::open(disk, &config, 2);
+        while outbox.disk_mut().image().len() < 3 {
+            outbox.push(LANE, draft("more".into()), Instant::default()).expect("room");
+            outbox.commit(LANE).expect("a disk that works");
+        }
+        // The first two segments are covered, and the next header says so.
+        let offer = outbox.offers()[0].clone();
+        fetch(&mut outbox, offer.first);
+        outbox.acked(&offer.lane, offer.epoch, offer.next - 1, Instant::default());
+        outbox.push(LANE, draft("covers".into()), Instant::default()).expect("room");
+        outbox.commit(LANE).expect("a disk that works");
+        let mut disk = outbox.into_disk();
+        // The last turn: as long as the process runs.
+        let failures = if failures == 7 { u32::MAX } else { failures };
+        disk.read_failures.insert((SEGMENT_TWO.0.into(), SEGMENT_TWO.1), failures);
+        let (mut outbox, _) = Outbox::open(disk, &config, 3);
+        for n in 0..3 {
+            outbox.push(LANE, draft(format!("after {n}")), Instant::default()).expect("room");
+            outbox.commit(LANE).expect("a disk that works");
+        }
+        let mut disk = outbox.into_disk();
+        disk.read_failures.clear();
+        let (mut outbox, _) = Outbox::open(disk, &config, 4);
+        let first = outbox.offers()[0].first;
+        let found = texts(&fetch(&mut outbox, first));
+        let records: Vec<_> = found.iter().filter(|text| !text.contains("..=")).collect();
+        assert_eq!(records, ["covers", "after 0", "after 1", "after 2"], "{failures} failures after {}", put.len());
+    }
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 use backhaul::config::{self, Overflow};
 use backhaul::outbox::dead::{DEAD_LANE, with_dead_letters};
 use backhaul::outbox::expiry::Clock;
-use backhaul::outbox::sim_disk::{Fate, SimDisk};
+use backhaul::outbox::sim_disk::{Doubt, Fate, SimDisk};
 use backhaul::outbox::{Config, Draft, LaneId, Outbox, PushError};
 use backhaul::record::{Body, Fetch, Item, Offer, Why};
 use backhaul::status;
@@ -722,4 +722,68 @@ fn a_full_lane_gives_up_the_oldest_of_its_backlog_and_counts_it() {
     }
     assert_eq!((records + given_up, given_up), (400, status.overflowed));
     assert!(records > 0 && given_up > 0);
+}
+
+#[test]
+fn a_lane_without_room_for_a_live_epoch_gives_nothing_up_and_takes_nothing() {
+    let (mut begun, mut stayed) = ([0; 2], [0; 2]);
+    for puts in 8..70 {
+        for (kind, overflow) in [Overflow::Reject, Overflow::DropOldest].into_iter().enumerate() {
+            let mut bench = Bench::new(live(4, overflow));
+            if overflow == Overflow::DropOldest {
+                // The partition has room for two segments.
+                bench = bench.restart(|disk| disk.free_bytes = Some(u64::from(SEGMENT_BYTES)));
+            }
+            for n in 0..puts {
+                match bench.outbox.push(LANE, draft(&format!("{n:0>3000}")), Instant::default()) {
+                    Ok(_) => bench.outbox.commit(LANE).expect("what was taken has room"),
+                    Err(error) => assert_eq!((error, overflow), (PushError::Full, Overflow::Reject)),
+                }
+            }
+            bench.outbox.handle_clock(later(1000));
+            let (image, before) = (bench.outbox.disk_mut().image(), bench.status());
+            if bench.outbox.begin_live().is_empty() {
+                stayed[kind] += 1;
+                assert!(bench.outbox.disk_mut().image() == image, "{overflow:?}, {puts} puts: written for nothing");
+                assert_eq!(bench.status().depth, before.depth, "{overflow:?}, {puts} puts");
+            } else {
+                begun[kind] += 1;
+                let status = bench.status();
+                assert!(status.depth > 0, "{overflow:?}, {puts} puts: not all of the backlog goes for it");
+                assert_eq!(status.depth + status.overflowed, before.depth + before.overflowed);
+            }
+        }
+    }
+    assert!(begun.into_iter().chain(stayed).all(|times| times > 0), "{begun:?} {stayed:?}");
+}
+
+#[test]
+fn what_a_cut_left_is_cleared_once_however_often_the_process_starts() {
+    let mut bench = Bench::new(lane(8, Overflow::Reject));
+    bench.put(draft("before"));
+    for _ in 0..8 {
+        bench.push(draft(&"x".repeat(3000)));
+    }
+    let disk = bench.outbox.disk_mut();
+    disk.cut_after = Some(disk.calls + 1);
+    bench.outbox.commit(LANE).expect_err("the power goes before the sync");
+    bench = bench.restart(|disk| {
+        let sectors = disk.doubts().into_iter().filter_map(|doubt| match doubt {
+            Doubt::Sector(file, sector) => Some((file, sector)),
+            Doubt::Made(_) | Doubt::Removed(_) | Doubt::Size(_) => None,
+        });
+        let sectors: Vec<_> = sectors.collect();
+        let first = sectors[0].1;
+        let kept = sectors.into_iter().filter(|(_, sector)| sector / 8 > first / 8);
+        let kept: Vec<_> = kept.map(|(file, sector)| (Doubt::Sector(file, sector), Fate::New)).collect();
+        disk.cut(&kept, &mut fastrand::Rng::with_seed(1));
+    });
+    for start in 0..4 {
+        bench.put(draft(&format!("start {start}")));
+        let cleared = bench.outbox.flash_status().by_purpose.other;
+        // All of the batch but its first page.
+        assert!(if start == 0 { cleared >= 5 * 4096 } else { cleared == 0 }, "start {start}: {cleared}");
+        bench = bench.kill();
+    }
+    assert_eq!(texts(&bench.fetch(1)), ["before", "start 0", "start 1", "start 2", "start 3"]);
 }

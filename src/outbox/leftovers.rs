@@ -30,7 +30,8 @@ impl Lane {
     }
 
     /// A page may stay that is zeros or, whole, of an earlier lap: a record's checksum covers the lap. So may an earlier
-    /// lap's header, without which a start would not know how old the segment is.
+    /// lap's header, without which a start would not know how old the segment is. One that cannot be read stays, too:
+    /// what lies there is not known to be worth nothing.
     pub(super) fn clear_pages<D: Disk>(
         &self,
         io: &mut Io<D>,
@@ -40,13 +41,17 @@ impl Lane {
     ) -> io::Result<()> {
         let segment = &self.segments[index];
         let name = segment_name(&self.name, segment.number);
-        let mut written = false;
+        let mut cleared = false;
         for page in pages {
-            let (mut bytes, kind) = self.read_page(io, segment, page);
+            let Ok((mut bytes, kind)) = self.try_read_page(io, segment, page) else { continue };
             match kind {
                 Page::Zero => continue,
-                Page::Written { lap: of } if (1..lap).contains(&of) => continue,
-                // Cleared by a process that may have died before its sync: again.
+                // Cleared by a process that may have died before its sync.
+                Page::Written { lap: 0 } => {
+                    cleared = true;
+                    continue;
+                }
+                Page::Written { lap: of } if of < lap => continue,
                 Page::Written { .. } | Page::Bad => {}
             }
             let place = Place { segment: segment.number, page };
@@ -54,8 +59,8 @@ impl Lane {
             format::clear_page(&mut bytes, place, kept.map_or(0, |header| header.bytes()));
             io.disk.write_at(&name, u64::from(page) * PAGE_BYTES as u64, bytes.as_slice())?;
             io.purposes.other += PAGE_BYTES as u64;
-            written = true;
+            cleared = true;
         }
-        if written { io.sync(&name, Purpose::Repair) } else { Ok(()) }
+        if cleared { io.sync(&name, Purpose::Repair) } else { Ok(()) }
     }
 }

@@ -19,7 +19,9 @@ const LOGS_MAX: usize = 2;
 
 impl<D: Disk> Outbox<D> {
     /// A connection is about to begin: its `hello` names what the lanes have then. Returns those that go on in a new
-    /// epoch. Costs such a lane a page on flash, and a segment that it would soon have taken.
+    /// epoch. Costs such a lane a page on flash, and a segment that it would soon have taken; one more, and a page in it,
+    /// where its newest segment has no pages left for headers. A full `drop_oldest` lane gives up as many for them, a
+    /// full `reject` lane keeps its epoch.
     pub fn begin_live(&mut self) -> Vec<LaneName> {
         let io = &mut self.io;
         self.lanes.iter_mut().filter_map(|lane| lane.begin_live(io).then(|| lane.name.clone())).collect()
@@ -37,18 +39,19 @@ impl Lane {
         // The log that is older from now on takes nothing more: what waits in RAM goes to flash before.
         self.write_waiting(io);
         let written = self.waiting().0 == 0 && self.log().leave != Leave::AtOnce;
-        written && self.leave_room_for_headers(io) && self.begin(io).is_ok()
+        // The log that is older from now on gets no further segment, but headers as it drains: two pages for them, one
+        // of which is intact whenever the other is written.
+        let current = self.current(self.log().origin);
+        let ends_in_headers = current.is_some_and(|index| self.segments[index].ends_in_headers());
+        // Both or neither: nothing is given up, nor a segment taken, for the first one alone.
+        let has_room = written && self.has_segments(io, if ends_in_headers { 1 } else { 2 });
+        has_room && (ends_in_headers || self.leave_room_for_headers(io)) && self.begin(io).is_ok()
     }
 
-    /// The log that is older from now on gets no further segment, but headers as it drains: two pages for them, one of
-    /// which is intact whenever the other is written.
     fn leave_room_for_headers<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
-        let has_room =
-            |lane: &Self| lane.current(lane.log().origin).is_some_and(|index| lane.segments[index].ends_in_headers());
         let log = self.logs.len() - 1;
-        has_room(self)
-            || self.make_room(io, 1, 0).is_ok()
-                && matches!(self.write_header(io, log, Purpose::Reserve, Reach::Data), Ok(true))
+        self.make_room(io, 1, 0).is_ok()
+            && matches!(self.write_header(io, log, Purpose::Reserve, Reach::Data), Ok(true))
     }
 
     fn has_backlog<D: Disk>(&self, io: &Io<D>) -> bool {

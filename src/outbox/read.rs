@@ -2,6 +2,7 @@
 //! damaged and is counted; the reader always advances (vectordotdev/vector#17644).
 
 use std::collections::VecDeque;
+use std::io;
 
 use super::Draft;
 use super::disk::Disk;
@@ -192,23 +193,37 @@ impl Lane {
         Header::decode(&bytes[..format::PAYLOAD_BYTES], place).filter(|header| header.lane == self.name)
     }
 
-    /// One page and what its tag says; a page that cannot be read is bad.
+    /// One page and what its tag says; a page that cannot be read is bad. Twice, since an error may pass, and what a
+    /// start does not see it goes on without.
     pub(super) fn read_page<D: Disk>(
         &self,
         io: &mut Io<D>,
         segment: &Segment,
         page: u32,
     ) -> (Box<[u8; PAGE_BYTES]>, Page) {
+        for _ in 0..2 {
+            if let Ok(read) = self.try_read_page(io, segment, page) {
+                return read;
+            }
+        }
+        (Box::new([0; PAGE_BYTES]), Page::Bad)
+    }
+
+    /// The same for who has to know damage from what cannot be read now: an error, or less than a page.
+    pub(super) fn try_read_page<D: Disk>(
+        &self,
+        io: &mut Io<D>,
+        segment: &Segment,
+        page: u32,
+    ) -> io::Result<(Box<[u8; PAGE_BYTES]>, Page)> {
         let mut bytes = Box::new([0; PAGE_BYTES]);
         let name = segment_name(&self.name, segment.number);
-        let place = Place { segment: segment.number, page };
-        match io.disk.read_at(&name, u64::from(page) * PAGE_BYTES as u64, bytes.as_mut_slice()) {
-            Ok(PAGE_BYTES) => {
-                let kind = format::page(bytes.as_slice(), place);
-                (bytes, kind)
-            }
-            Ok(_) | Err(_) => (Box::new([0; PAGE_BYTES]), Page::Bad),
+        let read = io.disk.read_at(&name, u64::from(page) * PAGE_BYTES as u64, bytes.as_mut_slice())?;
+        if read < PAGE_BYTES {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        let kind = format::page(bytes.as_slice(), Place { segment: segment.number, page });
+        Ok((bytes, kind))
     }
 
     /// The joined payload of a batch, as far as it lies in the segment.

@@ -169,9 +169,19 @@ impl Lane {
             self.go_on_in_ram(io);
             notes.push(format!("lane {}: nothing can be written: {}", self.name, io.last_error));
         }
-        // Where a new lap may have begun, it goes on behind the damage; what it was stays to be seen until then.
-        let behind = |number: &u32| self.segments.iter().position(|s| s.number == *number && s.pages > 1);
-        let taken = suspects.iter().find_map(behind).map(|index| (index, self.segments[index].number));
+        // An error that has passed since: nothing is to be put right there.
+        suspects.retain(|suspect| {
+            let segment = self.segments.iter().find(|segment| segment.number == *suspect);
+            segment.is_none_or(|segment| self.read_header(io, segment, 0).is_none())
+        });
+        // Where a new lap may have begun, it goes on behind the damage; what it was stays to be seen until then. Not
+        // behind an error: what lies there may date the segment some day, and no start would find the new lap.
+        let mut behind = |number: &u32| {
+            let goes_on = |s: &Segment| s.number == *number && s.pages > 1;
+            let index = self.segments.iter().position(goes_on)?;
+            self.try_read_page(io, &self.segments[index], 0).is_ok().then_some(index)
+        };
+        let taken = suspects.iter().find_map(&mut behind).map(|index| (index, self.segments[index].number));
         if let Some((index, number)) = taken {
             suspects.retain(|suspect| *suspect != number);
             self.take(index, self.logs.len() - 1);
@@ -217,11 +227,12 @@ impl Lane {
         current.map_or(Ok(()), |(index, used)| self.clear_leftovers(io, index, used.page, used.lap))
     }
 
-    /// Clears the first pages of segments that go on behind them.
+    /// Clears the first pages of segments that go on behind them, if they are damaged: one that could not be read for a
+    /// moment holds what was promised, of whatever lap.
     fn scrub_first_pages<D: Disk>(&self, io: &mut Io<D>, numbers: impl Iterator<Item = u32>) -> io::Result<()> {
         for number in numbers {
             if let Some(index) = self.segments.iter().position(|segment| segment.number == number) {
-                self.clear_pages(io, index, 0..1, self.lap)?;
+                self.clear_pages(io, index, 0..1, self.lap + 1)?;
             }
         }
         Ok(())

@@ -165,17 +165,38 @@ impl Lane {
         if current.is_some_and(|current| self.segments[current].fits(pages, records)) || self.free().is_some() {
             return true;
         }
-        // An older log's newest header stays where it is until the log is done with.
+        let held = self.held(false);
+        self.may_grow(&held) && (held.len() < self.segments.len() || self.has_headroom(io).is_ok_and(|has| has))
+    }
+
+    /// Whether there can be so many segments beside those in use, giving up what the lane's policy allows.
+    pub(super) fn has_segments<D: Disk>(&self, io: &mut Io<D>, count: usize) -> bool {
+        let drops = self.config.as_ref().is_some_and(|config| config.overflow == config::Overflow::DropOldest);
+        let held = self.held(drops);
+        let bytes: u64 = held.iter().map(|index| self.segments[*index].bytes()).sum();
+        let new = count.saturating_sub(self.segments.len() - held.len()) as u64;
+        let bytes_new = new * u64::from(self.segment_bytes);
+        let has_headroom = |io: &mut Io<D>| {
+            io.disk.free_bytes().is_ok_and(|free| free >= self.headroom_bytes_min.saturating_add(bytes_new))
+        };
+        bytes + count as u64 * u64::from(self.segment_bytes) <= self.bytes_max() && (new == 0 || has_headroom(io))
+    }
+
+    /// The segments that cannot be had for anything else: the one in use, an older log's newest header, which stays
+    /// where it is until the log is done with, and, but where it is given up, what is not covered.
+    fn held(&self, given_up: bool) -> Vec<usize> {
+        let current = self.current(self.log().origin);
         let older = &self.logs[..self.logs.len() - 1];
         let kept: Vec<usize> = older
             .iter()
             .map(|log| self.newest(log.origin))
             .filter_map(|(lap, index)| (lap > 0).then_some(index))
             .collect();
-        let held =
-            |index: &usize| Some(*index) == current || kept.contains(index) || !self.is_covered(*index, Log::covered);
-        let held: Vec<usize> = (0..self.segments.len()).filter(held).collect();
-        self.may_grow(&held) && (held.len() < self.segments.len() || self.has_headroom(io).is_ok_and(|has| has))
+        let is_held = |index: &usize| {
+            let waits = !given_up && !self.is_covered(*index, Log::covered);
+            waits || Some(*index) == current || kept.contains(index)
+        };
+        (0..self.segments.len()).filter(is_held).collect()
     }
 
     /// Whether one more segment is within the bound, beside these.

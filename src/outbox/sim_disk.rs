@@ -114,6 +114,8 @@ pub struct SimDisk {
     pub read_only: bool,
     /// Pages of 4,096 bytes, by file and number, that answer EIO when read, until they are written again.
     pub unreadable: BTreeSet<(String, usize)>,
+    /// Pages of 4,096 bytes, by file and number, that answer EIO the next so many times that they are read.
+    pub read_failures: BTreeMap<(String, usize), u32>,
     /// How often durable bytes were damaged.
     pub media_faults: u64,
 }
@@ -385,6 +387,12 @@ impl Disk for SimDisk {
         let offset = offset as usize;
         let pages = offset / SHARED_BYTES..(offset + buf.len()).div_ceil(SHARED_BYTES);
         if self.unreadable.iter().any(|(of, page)| of == name && pages.contains(page)) {
+            return Err(Failure::Io.error());
+        }
+        let failing =
+            |((of, page), left): &(&(String, usize), &mut u32)| of == name && pages.contains(page) && **left > 0;
+        if let Some((_, left)) = self.read_failures.iter_mut().find(failing) {
+            *left -= 1;
             return Err(Failure::Io.error());
         }
         Ok(file.seen.read(offset, buf))
