@@ -239,6 +239,24 @@ fn a_far_end_that_acks_only_at_the_end_gets_everything_at_the_links_speed() {
 }
 
 #[test]
+fn a_full_window_whose_records_have_all_arrived_waits_for_its_ack_without_pings() {
+    let path = Path { bytes_per_s: 2_000, round_trip: Duration::from_millis(600), loss: 0 };
+    let config = Config { ack_timeout_ms: 200_000, window_records: 256, window_bytes: 16 << 20, ..as_shipped() };
+    let mut weak = Weak::of(path, config, 1);
+    weak.mute = true;
+    // From the second round on the brake is on: its acks come late.
+    for round in 1..=3 {
+        weak.run(Duration::from_secs(70));
+        assert_eq!(weak.arrived.len(), 256 * round, "the window is full");
+        let pings = weak.pings;
+        weak.run(Duration::from_secs(30));
+        assert_eq!(weak.pings, pings, "round {round}: nothing is left to ask for");
+        assert_eq!(weak.session.poll_timeout().map(|(_, timer)| timer), Some(Timer::Ack), "round {round}");
+        weak.ack_all();
+    }
+}
+
+#[test]
 fn the_ack_timeout_grows_with_the_path_and_only_so_far() {
     // 4 kB take 16 s of this one: more than the timeout, less than four of it.
     let path = Path { bytes_per_s: 256, round_trip: Duration::from_secs(2), loss: 0 };
