@@ -72,7 +72,13 @@ impl Pings {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::cursor::Load;
+    use super::super::flow::Flow;
     use super::*;
+    use crate::record::{Gap, LaneName, Offer, Why};
+    use crate::time::Instant;
 
     #[test]
     fn without_pongs_so_many_pings_are_remembered_and_the_oldest_and_the_newest_pong_still_count() {
@@ -96,5 +102,25 @@ mod tests {
         assert_eq!(pings.barriers.len(), 1);
         assert_eq!(pings.on_pong(b"1000"), Some(vec![7, 8]));
         assert_eq!(pings.on_pong(b"1000"), None);
+    }
+
+    #[test]
+    fn what_acks_cover_is_awaited_no_longer() {
+        let now = Instant::from_micros(1_000_000);
+        let offer =
+            |lane| Offer { lane: LaneName::try_new(lane).expect("a name"), epoch: 1, first: 1, next: 9, sent_max: 0 };
+        let mut cursors = [Cursor::new(&offer("a")), Cursor::new(&offer("b"))];
+        let (mut pings, mut flow) = (Pings::default(), Flow::new(4096, Duration::from_secs(1), now));
+        for (index, seq) in [(0, 1), (0, 2), (1, 1)] {
+            let stamp = flow.on_sent(Load::default(), now);
+            cursors[index].on_gap_sent(Gap { from: seq, to: seq, why: Why::Overflow }, stamp);
+            pings.next(cursors.iter().map(Cursor::sent).collect());
+        }
+        for (index, seq, left) in [(0, 1, 2), (0, 2, 1), (1, 1, 0)] {
+            cursors[index].on_ack(seq);
+            pings.on_acked(&cursors);
+            assert_eq!(pings.barriers.len(), left);
+        }
+        assert_eq!(pings.on_pong(b"3"), None);
     }
 }

@@ -34,6 +34,8 @@ struct Weak {
     batch_bytes_max: usize,
     /// The far end stores, and acks nothing.
     mute: bool,
+    /// Something on the path swallows pings.
+    swallows_pings: bool,
 }
 
 enum Up {
@@ -64,6 +66,7 @@ impl Weak {
             pings: 0,
             batch_bytes_max: 0,
             mute: false,
+            swallows_pings: false,
         };
         weak.hear(&ServerMessage::Welcome(welcome()));
         weak
@@ -133,7 +136,7 @@ impl Weak {
                         // Stored at once, and acked.
                         (!self.mute).then_some(Down::Message(ServerMessage::Ack { lane, epoch: EPOCH, seq }))
                     }
-                    Up::Ping(counter) => Some(Down::Pong(counter)),
+                    Up::Ping(counter) => (!self.swallows_pings).then_some(Down::Pong(counter)),
                 };
                 let at = self.now + self.path.round_trip / 2;
                 self.down.extend(answer.map(|answer| (at, answer)));
@@ -254,6 +257,18 @@ fn a_full_window_whose_records_have_all_arrived_waits_for_its_ack_without_pings(
         assert_eq!(weak.session.poll_timeout().map(|(_, timer)| timer), Some(Timer::Ack), "round {round}");
         weak.ack_all();
     }
+}
+
+#[test]
+fn pings_that_are_swallowed_are_forgotten_when_acks_say_what_their_pongs_would_have() {
+    let path = Path { bytes_per_s: 8_000, round_trip: Duration::from_millis(300), loss: 0 };
+    let mut weak = Weak::of(path, Config { ack_timeout_ms: 200_000, ..as_shipped() }, 1);
+    (weak.mute, weak.swallows_pings) = (true, true);
+    weak.run(Duration::from_secs(20));
+    let remembered = |weak: &Weak| format!("{:?}", weak.session).matches("Barrier {").count();
+    assert!(weak.pings > 0 && remembered(&weak) > 0, "{} pings", weak.pings);
+    weak.ack_all();
+    assert_eq!(remembered(&weak), 0);
 }
 
 #[test]
