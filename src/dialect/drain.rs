@@ -56,7 +56,7 @@ pub(super) struct Drain {
     /// When a ping's pong would be late (RFC 6298), as the link has it.
     rto: Duration,
     ack_deadline: Option<Instant>,
-    /// A window that may open is full: when to see to it, should neither ack nor pong come.
+    /// Something waits, and a window may open: when to see to it, should neither ack nor pong come.
     open_at: Option<Instant>,
     progressed: bool,
     /// The most records that left in one message.
@@ -202,6 +202,7 @@ impl Drain {
             }
             let acked = before - self.cursors[index].flight_load().records;
             self.lone_records = self.lone_records.saturating_sub(u32::try_from(acked).unwrap_or(u32::MAX));
+            self.pings.on_acked(&self.cursors);
             self.progressed = true;
             (self.probing, self.unfreed) = (false, false);
             (self.ack_deadline, self.open_at) = (None, None);
@@ -337,22 +338,30 @@ impl Drain {
         }
         let wants = self.cursors.iter().zip(&held).any(|(cursor, held)| cursor.wants_fetch() && !held);
         let leaves = wants && crumb.fits(room_unacked) && !worth_unacked.fits(room_unacked);
-        let full = !starved && self.is_in_flight() && (self.may_open() || leaves);
+        // With all arrived, only the brake can still be released: what waits then waits for acks.
+        let may_open = self.may_open() && (self.on_way().records > 0 || self.is_braked());
+        let waits = !starved && self.is_in_flight() && (may_open || leaves);
         let patience = self.flow.patience(self.probing && self.pings.is_awaiting());
-        self.open_at = full.then(|| self.open_at.unwrap_or(now + patience));
+        self.open_at = waits.then(|| self.open_at.unwrap_or(now + patience));
     }
 
     /// Neither ack nor pong came: either all has arrived, or a pong is to tell.
     fn on_patience_over(&mut self) {
-        if self.on_way().records == 0 {
+        let has_arrived = self.on_way().records == 0;
+        if has_arrived {
             self.flow.release();
         }
-        (self.probing, self.unpinged, self.unfreed) = (true, true, true);
+        (self.probing, self.unpinged, self.unfreed) = (true, !has_arrived, true);
     }
 
     /// Not all that is configured may go.
     fn may_open(&self) -> bool {
         !self.configured().fits(self.flow.window().min(self.flow.unacked()))
+    }
+
+    /// Less may be unacked than is configured: the far end lags.
+    fn is_braked(&self) -> bool {
+        !self.configured().fits(self.flow.unacked())
     }
 
     /// Something waits that may go.

@@ -70,7 +70,7 @@ impl Session {
         }
     }
 
-    /// The link wants a ping. True: it is among the outputs, with this number; `None`: it is the caller's to send.
+    /// The link wants a ping. A number: it is among the outputs, with this one; `None`: it is the caller's to send.
     pub fn heartbeat(&mut self) -> Option<u64> {
         match &mut self.0 {
             Dialect::Backhaul(_) => None,

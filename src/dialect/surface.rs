@@ -224,6 +224,6 @@ pub enum Timer {
     Ack,
     /// The pace allows the next record.
     Pace,
-    /// Neither ack nor pong came while a window was full that may open: a ping asks.
+    /// Neither ack nor pong came while something waited and a window may open: a ping asks, or more may be unacked.
     Window,
 }

@@ -503,7 +503,10 @@ impl Upstream {
     fn ours(&mut self, offers: &[Offer]) -> Vec<Offer> {
         let is = |(lane, epoch): &(LaneName, Epoch), offer: &Offer| offer.epoch == *epoch && offer.lane == *lane;
         self.foreign.retain(|pair| offers.iter().any(|offer| is(pair, offer)));
-        offers.iter().filter(|offer| !self.foreign.iter().any(|pair| is(pair, offer))).cloned().collect()
+        let ours = offers.iter().filter(|offer| !self.foreign.iter().any(|pair| is(pair, offer)));
+        let ours: Vec<_> = ours.cloned().collect();
+        self.too_large.on_offers(&ours);
+        ours
     }
 
     /// The heartbeat's round trip begins with its own ping: others are the session's.
@@ -625,7 +628,8 @@ impl Upstream {
     }
 
     fn on_too_large(&mut self, in_flight: InFlight) {
-        let Some((lane, epoch, seq)) = self.too_large.on_too_large(in_flight) else { return };
+        let url = self.view().url.unwrap_or_default();
+        let Some((lane, epoch, seq)) = self.too_large.on_too_large(in_flight, &url) else { return };
         if self.refused.insert((lane.clone(), epoch, seq)) {
             let reason = "the far end closes with 1009 at it, each time: too big".to_owned();
             self.event("record_rejected", format!("lane {lane}: record {seq} is refused for ever: {reason}"));

@@ -22,6 +22,10 @@ struct Script {
 
 impl Script {
     fn new() -> Self {
+        Self::at(&[NEAR, FAR])
+    }
+
+    fn at(endpoints: &[&str]) -> Self {
         let link = link::Config {
             reconnect: Reconnect { start_delay_ms_max: 0, ..Reconnect::default() },
             heartbeat: Heartbeat::default(),
@@ -29,7 +33,7 @@ impl Script {
             server_wait_ms_max: 3_600_000,
             session_age_s_max: 0,
             attempts_max: 0,
-            endpoints_tls: vec![false, false],
+            endpoints_tls: vec![false; endpoints.len()],
             ..link::Config::default()
         };
         let dialect = dialect::Config {
@@ -46,7 +50,7 @@ impl Script {
             device: "gw-1".into(),
             agent: "backhaul/0.1.0".into(),
             boot: "c0ffee".into(),
-            endpoints: vec![NEAR.into(), FAR.into()],
+            endpoints: endpoints.iter().copied().map(Into::into).collect(),
             seed: 7,
             saved: None,
             fresh_boot: false,
@@ -518,7 +522,7 @@ fn numbers(script: &mut Script) -> Vec<Seq> {
 
 #[test]
 fn a_record_that_is_always_answered_by_1009_is_found_and_given_up_after_three_tries_alone() {
-    let mut script = Script::new();
+    let mut script = Script::at(&[NEAR]);
     let refused = |script: &mut Script| script.take(|output| matches!(output, Output::Rejected { .. }));
     let too_big = || Input::Failed(Failure::from_close(1009, "message too big"));
     // It is the fifth of forty.
@@ -564,6 +568,48 @@ fn a_record_that_gets_through_at_the_third_try_is_no_longer_suspect_and_other_en
         assert_eq!(first_numbers(&mut script, 1), [2]);
         script.tell(Input::Failed(Failure::from_close(1011, "")));
     }
+    assert!(script.take(|output| matches!(output, Output::Rejected { .. })).is_none());
+}
+
+#[test]
+fn a_suspect_whose_numbering_goes_away_holds_up_no_later_session() {
+    for is_foreign in [true, false] {
+        let mut script = Script::new();
+        for _ in 0..2 {
+            first_numbers(&mut script, 0);
+            script.tell(Input::Failed(Failure::from_close(1009, "")));
+        }
+        if is_foreign {
+            // The outbox still offers it.
+            assert_eq!(first_numbers(&mut script, 99), [] as [Seq; 0]);
+            assert_eq!(script.upgrade().lanes, vec![]);
+            script.reset();
+        }
+        script.offers = vec![Offer { sent_max: 0, ..offer(2, 41) }];
+        assert_eq!(first_numbers(&mut script, 0), [1], "{is_foreign}: one at a time once more");
+        for seq in 1..=40 {
+            script.ack(seq);
+        }
+        script.reset();
+        script.offers = vec![Offer { first: 41, ..offer(2, 61) }];
+        assert_eq!(first_numbers(&mut script, 40), (41..=60).collect::<Vec<_>>(), "{is_foreign}");
+    }
+}
+
+#[test]
+fn a_record_is_given_up_after_three_tries_at_one_endpoint_not_at_several() {
+    let mut script = Script::new();
+    script.offers = vec![offer(1, 2)];
+    let too_big = || Input::Failed(Failure::from_close(1009, ""));
+    for _ in 0..2 {
+        assert_eq!((script.run_to_attempt(), first_numbers(&mut script, 0)), (0, vec![1]));
+        script.tell(too_big());
+    }
+    assert_eq!(first_numbers(&mut script, 0), [1]);
+    script.outputs.clear();
+    script.say(&ServerMessage::Retry { after_ms: 5000, spread_ms: 0, endpoint: Some(FAR.into()) });
+    assert_eq!((script.run_to_attempt(), first_numbers(&mut script, 0)), (1, vec![1]));
+    script.tell(too_big());
     assert!(script.take(|output| matches!(output, Output::Rejected { .. })).is_none());
 }
 

@@ -34,6 +34,8 @@ struct Weak {
     batch_bytes_max: usize,
     /// The far end stores, and acks nothing.
     mute: bool,
+    /// Something on the path swallows pings.
+    swallows_pings: bool,
 }
 
 enum Up {
@@ -64,6 +66,7 @@ impl Weak {
             pings: 0,
             batch_bytes_max: 0,
             mute: false,
+            swallows_pings: false,
         };
         weak.hear(&ServerMessage::Welcome(welcome()));
         weak
@@ -133,7 +136,7 @@ impl Weak {
                         // Stored at once, and acked.
                         (!self.mute).then_some(Down::Message(ServerMessage::Ack { lane, epoch: EPOCH, seq }))
                     }
-                    Up::Ping(counter) => Some(Down::Pong(counter)),
+                    Up::Ping(counter) => (!self.swallows_pings).then_some(Down::Pong(counter)),
                 };
                 let at = self.now + self.path.round_trip / 2;
                 self.down.extend(answer.map(|answer| (at, answer)));
@@ -236,6 +239,36 @@ fn a_far_end_that_acks_only_at_the_end_gets_everything_at_the_links_speed() {
         weak.run(Duration::from_secs(100));
         assert!(weak.pings <= pings + 5, "once it acks, pongs need say nothing: {}", weak.pings - pings);
     }
+}
+
+#[test]
+fn a_full_window_whose_records_have_all_arrived_waits_for_its_ack_without_pings() {
+    let path = Path { bytes_per_s: 2_000, round_trip: Duration::from_millis(600), loss: 0 };
+    let config = Config { ack_timeout_ms: 200_000, window_records: 256, window_bytes: 16 << 20, ..as_shipped() };
+    let mut weak = Weak::of(path, config, 1);
+    weak.mute = true;
+    // From the second round on the brake is on: its acks come late.
+    for round in 1..=3 {
+        weak.run(Duration::from_secs(70));
+        assert_eq!(weak.arrived.len(), 256 * round, "the window is full");
+        let pings = weak.pings;
+        weak.run(Duration::from_secs(30));
+        assert_eq!(weak.pings, pings, "round {round}: nothing is left to ask for");
+        assert_eq!(weak.session.poll_timeout().map(|(_, timer)| timer), Some(Timer::Ack), "round {round}");
+        weak.ack_all();
+    }
+}
+
+#[test]
+fn pings_that_are_swallowed_are_forgotten_when_acks_say_what_their_pongs_would_have() {
+    let path = Path { bytes_per_s: 8_000, round_trip: Duration::from_millis(300), loss: 0 };
+    let mut weak = Weak::of(path, Config { ack_timeout_ms: 200_000, ..as_shipped() }, 1);
+    (weak.mute, weak.swallows_pings) = (true, true);
+    weak.run(Duration::from_secs(20));
+    let remembered = |weak: &Weak| format!("{:?}", weak.session).matches("Barrier {").count();
+    assert!(weak.pings > 0 && remembered(&weak) > 0, "{} pings", weak.pings);
+    weak.ack_all();
+    assert_eq!(remembered(&weak), 0);
 }
 
 #[test]
