@@ -202,7 +202,7 @@ mod tests {
             within(Peer::SocketIo, &|n| doubled(0.5, 5.0)(n), &|n| doubled(1.5, 5.0)(n));
             within(Peer::PythonSocketIo, &|n| doubled(1.0, 30.0)(n) - 0.5, &|n| doubled(1.0, 30.0)(n) + 0.5);
             within(Peer::Decorrelated, &|_| 5.0, &|_| 30.0);
-            within(Peer::Parodus, &|_| 3.0, &|n| if n == 0 { 3.0 } else { doubled(4.0, 512.0)(n - 1) - 1.0 });
+            within(Peer::Parodus, &|_| 3.0, &|n| if n == 0 { 3.0 } else { doubled(4.0, 512.0)(n) - 1.0 });
             let websockets = of(Peer::PythonWebsockets);
             assert!(websockets[0] == 0.0 && websockets[1] <= 5.0 && websockets[2] == 3.1 && websockets[13] == 90.0);
             let netdata = of(Peer::NetdataAclk);
