@@ -174,6 +174,7 @@ pub enum Input {
 
 /// What to do.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, taken at once: nothing is to be allocated for it")]
 pub enum Output {
     /// Resolve this endpoint's name, afresh, and prepare its credentials.
     Resolve {
