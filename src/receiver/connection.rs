@@ -47,6 +47,8 @@ pub enum Event {
     Moved,
     /// The upgrade is done: frames from now on. Its `answer` is sent already.
     Opened(Admitted),
+    /// It went before it said a word, so that it has cost nothing; drop the connection.
+    Left,
     /// The upgrade was refused; the far end is told.
     Refused(Refusal),
     /// A data frame.
@@ -58,6 +60,8 @@ pub enum Event {
 }
 
 enum Stage {
+    /// Not a byte came yet, and nothing is spent on it.
+    Silent(TcpStream, Option<TlsAcceptor>),
     Securing(MidHandshakeTlsStream<TcpStream>),
     /// Reads the upgrade request.
     Asked(HandshakeMachine<Stream>),
@@ -87,16 +91,13 @@ impl Connection {
     /// A socket just accepted; non-blocking. Who is turned away is told so in answer to its request:
     /// before TLS it could not read it.
     pub fn new(socket: TcpStream, tls: Option<&TlsAcceptor>, turned_away: Option<TurnedAway>) -> Self {
-        let stage = match tls {
-            None => Stage::Asked(HandshakeMachine::start_read(Stream::new(Wire::Plain(socket)))),
-            Some(acceptor) => secured(acceptor.accept(socket)).0,
-        };
-        Self { stage, turned_away }
+        Self { stage: Stage::Silent(socket, tls.cloned()), turned_away }
     }
 
     /// The stage's name, for logs.
     pub fn stage(&self) -> &'static str {
         match &self.stage {
+            Stage::Silent(..) => "silent",
             Stage::Securing(_) => "securing",
             Stage::Asked(_) | Stage::Answering(..) => "upgrading",
             Stage::Open(_) | Stage::Broken(_) => "open",
@@ -111,13 +112,14 @@ impl Connection {
             Stage::Asked(machine) | Stage::Answering(machine, _) => machine.get_ref().bytes_read,
             Stage::Open(socket) | Stage::Broken(socket) | Stage::Closing(socket) => socket.get_ref().bytes_read,
             Stage::Lingering(stream) => stream.bytes_read,
-            Stage::Securing(_) | Stage::Ended(_) | Stage::Moving => 0,
+            Stage::Silent(..) | Stage::Securing(_) | Stage::Ended(_) | Stage::Moving => 0,
         }
     }
 
     /// Does one step: of the handshake, or reads one message.
     pub fn poll(&mut self, gate: &Gate) -> Event {
         let (stage, event) = match std::mem::replace(&mut self.stage, Stage::Moving) {
+            Stage::Silent(socket, tls) => silent(socket, tls),
             Stage::Securing(middle) => secured(middle.handshake()),
             Stage::Asked(machine) => asked(machine, gate, self.turned_away),
             Stage::Answering(machine, verdict) => answering(machine, verdict),
@@ -151,7 +153,7 @@ impl Connection {
     pub fn flush(&mut self) -> Result<(), String> {
         match &mut self.stage {
             Stage::Open(socket) | Stage::Closing(socket) => unblocked(socket.flush()),
-            Stage::Securing(_) | Stage::Asked(_) | Stage::Answering(..) => Ok(()),
+            Stage::Silent(..) | Stage::Securing(_) | Stage::Asked(_) | Stage::Answering(..) => Ok(()),
             Stage::Broken(_) | Stage::Lingering(_) | Stage::Ended(_) | Stage::Moving => Ok(()),
         }
     }
@@ -169,7 +171,9 @@ impl Connection {
                 Err(error) => Stage::Ended(in_words(&error)),
             },
             // Not upgraded yet: there is no frame to say it with.
-            Stage::Securing(_) | Stage::Asked(_) | Stage::Answering(..) => Stage::Ended(close.reason.to_string()),
+            Stage::Silent(..) | Stage::Securing(_) | Stage::Asked(_) | Stage::Answering(..) => {
+                Stage::Ended(close.reason.to_string())
+            }
             stage @ (Stage::Closing(_) | Stage::Lingering(_) | Stage::Ended(_) | Stage::Moving) => stage,
         };
     }
@@ -177,7 +181,7 @@ impl Connection {
     fn write(&mut self, message: Message) -> Result<(), String> {
         match &mut self.stage {
             Stage::Open(socket) => unblocked(socket.write(message)),
-            Stage::Securing(_) | Stage::Asked(_) | Stage::Answering(..) => Ok(()),
+            Stage::Silent(..) | Stage::Securing(_) | Stage::Asked(_) | Stage::Answering(..) => Ok(()),
             Stage::Broken(_) | Stage::Closing(_) => Ok(()),
             Stage::Lingering(_) | Stage::Ended(_) | Stage::Moving => Ok(()),
         }
@@ -210,6 +214,19 @@ fn in_words(error: &Error) -> String {
         return format!("it does not read: {WRITE_BYTES_MAX} bytes wait");
     }
     error.to_string()
+}
+
+fn silent(socket: TcpStream, tls: Option<TlsAcceptor>) -> (Stage, Event) {
+    match socket.peek(&mut [0]) {
+        Ok(0) => (Stage::Ended("nothing came".into()), Event::Left),
+        Ok(_) => match tls {
+            None => (Stage::Asked(HandshakeMachine::start_read(Stream::new(Wire::Plain(socket)))), Event::Moved),
+            Some(acceptor) => secured(acceptor.accept(socket)),
+        },
+        Err(error) if error.kind() == ErrorKind::WouldBlock => (Stage::Silent(socket, tls), Event::Blocked),
+        Err(error) if error.kind() == ErrorKind::Interrupted => (Stage::Silent(socket, tls), Event::Moved),
+        Err(error) => (Stage::Ended(error.to_string()), Event::Left),
+    }
 }
 
 fn secured(result: Result<TlsStream<TcpStream>, HandshakeError<TcpStream>>) -> (Stage, Event) {

@@ -7,8 +7,9 @@ use crate::time::Instant;
 /// Those turned away that may be in the middle of TLS at once: a handshake is what they cost, in CPU and some 40 KiB
 /// each. Who comes beyond is reset.
 const REFUSALS_AT_ONCE_MAX_TLS: usize = 1024;
-/// The same without TLS: a descriptor and a few hundred bytes each.
-const REFUSALS_AT_ONCE_MAX: usize = 16_384;
+/// The same without TLS: a descriptor each, and from the first byte on the 8 KiB that tungstenite reads a request with
+/// (a chunk and a vector of 4 KiB), so 32 MiB for all.
+const REFUSALS_AT_ONCE_MAX: usize = 4096;
 
 /// How many at once after a pause, and how many a second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,8 +87,8 @@ impl Door {
         self.refusals = self.refusals.saturating_sub(1);
     }
 
-    /// One that might come in turned out to be no agent of ours: its place is free again, so that neither health checks
-    /// nor strangers keep the fleet out.
+    /// One that might come in turned out to be no agent of ours before it cost anything: its place is free again, so
+    /// that neither health checks nor strangers keep the fleet out.
     pub fn handle_stranger(&mut self) {
         if let Some(admission) = &mut self.admission {
             admission.give_back();

@@ -405,10 +405,19 @@ impl Server {
             Visit::Refused => {
                 if peer.place == Place::Reserved {
                     peer.place = Place::Used;
-                    self.door.handle_stranger();
+                    // Over TLS the handshake is what the rate is for, and that is spent.
+                    if self.tls.is_none() {
+                        self.door.handle_stranger();
+                    }
                 }
                 self.set_deadline(id, now + CLOSE_TIMEOUT);
                 self.queue(id);
+            }
+            Visit::Left => {
+                if peer.place == Place::Reserved {
+                    self.door.handle_stranger();
+                }
+                self.remove(id, "it left without a word");
             }
             Visit::Close(close) => self.close(id, &close, now),
             Visit::Ended(why) => self.remove(id, &why),
@@ -498,9 +507,9 @@ impl Server {
         let Some(peer) = self.peers.remove(&id) else { return };
         self.deadlines.remove(&(peer.deadline, id));
         match peer.place {
-            Place::Reserved => self.door.handle_stranger(),
             Place::Refused => self.door.handle_refused_gone(),
-            Place::Used => {}
+            // Never given back here: a loop too slow for its rate would let in the more the more of them time out.
+            Place::Reserved | Place::Used => {}
         }
         if self.newest.get(&peer.device) == Some(&id) {
             self.newest.remove(&peer.device);

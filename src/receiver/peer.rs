@@ -72,6 +72,8 @@ pub(super) enum Visit {
     /// There is more, but others wait.
     More,
     Refused,
+    /// Before it said a word.
+    Left,
     Close(Close),
     Ended(String),
     Failed(StoreError),
@@ -114,6 +116,7 @@ impl Peer {
                     log::log!(target: "receiver", level, "refused address={} status={:?}", self.address, refusal.status());
                     return Visit::Refused;
                 }
+                Event::Left => return Visit::Left,
                 Event::Broken(close) => return Visit::Close(close),
                 Event::Ended(why) => return Visit::Ended(why),
                 Event::Data(message) => match self.on_data(id, &message, store, turn) {

@@ -1,7 +1,7 @@
 //! Over the rate: who comes in, what the others are told, and that they come in when they do as they are told.
 
-use std::io::{ErrorKind, Read as _};
-use std::net::TcpStream;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -130,9 +130,66 @@ fn a_stranger_takes_nobodys_place() {
     let flags = ["--token-file", tokens.to_str().unwrap(), "--accept-rate", "1", "--burst", "1"];
     let receiver = Receiver::start(&folder, &flags);
     for _ in 0..30 {
+        // A health check that connects and leaves.
+        let mut stream = TcpStream::connect(&receiver.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0);
         assert_eq!(Knock { token: Some("two"), ..Knock::at(&receiver) }.try_open().err(), Some(401));
     }
     Knock { token: Some("one"), ..Knock::at(&receiver) }.open().hello("gw-1", "b", &[]);
+}
+
+/// How many of 60 come in, as far as the rate is concerned.
+fn let_in<'a>(knock: impl Fn() -> Knock<'a>) -> u64 {
+    (0..60).filter(|_| knock().try_open().err() != Some(503)).count() as u64
+}
+
+#[test]
+fn who_begins_tls_uses_up_its_place() {
+    let folder = Folder::new("half-tls");
+    let (cert, key) = folder.certificate();
+    let tokens = folder.write("tokens", "gw-1 one\n");
+    let tls = ["--tls-cert", cert.to_str().unwrap(), "--tls-key", key.to_str().unwrap()];
+    let rate = ["--token-file", tokens.to_str().unwrap(), "--accept-rate", "1", "--burst", "30"];
+    let begin = Instant::now();
+    let receiver = Receiver::start(&folder, &[&rate[..], &tls].concat());
+    for _ in 0..30 {
+        let mut stream = TcpStream::connect(&receiver.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        // An alert comes, and the end or a reset.
+        match stream.read_to_end(&mut Vec::new()) {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+        }
+    }
+    let count = let_in(|| Knock { tls: Some(&cert), token: Some("two"), ..Knock::at(&receiver) });
+    let passed_s = begin.elapsed().as_secs();
+    assert!(count <= passed_s + 1, "{count} came in after {passed_s} s");
+}
+
+#[test]
+fn who_is_too_slow_uses_up_its_place() {
+    let folder = Folder::new("slow");
+    let begin = Instant::now();
+    let receiver = Receiver::start(&folder, &["--accept-rate", "1", "--burst", "30"]);
+    let connect = |index| {
+        let mut stream = TcpStream::connect(&receiver.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        if index % 2 == 0 {
+            stream.write_all(b"GET / HT").unwrap();
+        }
+        stream
+    };
+    let slow: Vec<TcpStream> = (0..30).map(connect).collect();
+    for mut stream in slow {
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    assert!(begin.elapsed() >= Duration::from_secs(10), "they were let in, and their time was over");
+    let count = let_in(|| Knock::at(&receiver));
+    let passed_s = begin.elapsed().as_secs();
+    assert!((1..=passed_s + 1).contains(&count), "{count} came in after {passed_s} s");
 }
 
 #[test]
