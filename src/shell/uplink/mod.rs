@@ -88,10 +88,11 @@ impl Uplink {
         }
         let reaches = setup.endpoints.iter().map(|endpoint| reach(endpoint, &setup)).collect::<io::Result<Vec<_>>>()?;
         let (mut keeping, found) = Keeping::begin(&setup);
+        // Of all endpoints: which of them is tried next is another matter.
+        let changed = keeping.has_other_credentials(reaches.iter().flat_map(|reach| reach.files()));
         let mut mended = false;
         if let Some((saved, this_boot)) = found {
-            let last = reaches.get(usize::from(saved.endpoint));
-            mended = last.is_some_and(|reach| keeping.has_other_credentials(reach.files())) && this_boot;
+            mended = changed && this_boot;
             setup.upstream.saved = Some(saved);
             setup.upstream.fresh_boot = !this_boot;
         }
