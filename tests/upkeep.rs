@@ -10,7 +10,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -161,28 +161,38 @@ fn a_reload_without_the_endpoint_in_use_moves_to_another_one() {
     site.assert_stored_once();
 }
 
+/// An agent whose token, in this file, was refused: it waits for an hour.
+fn refused(dir: &TempDir, server: &FaultServer) -> (Agent, PathBuf) {
+    server.set(Fault::Http(401, ""));
+    let token = dir.join("token");
+    write_secret(&token, "first");
+    let mut config = agent::quick(dir, &server.url());
+    config.upstream.endpoints[0].token_file = Some(token.clone());
+    (config.upstream.reconnect.slow_ms_min, config.upstream.reconnect.slow_ms_max) = (3_600_000, 3_600_000);
+    let mut agent = Agent::new(dir, &config);
+    agent.start();
+    agent.wait_status("it waits for an hour", |status| agent::failures(status, "credentials") > 0 && waits(status));
+    (agent, token)
+}
+
+fn write_secret(path: &Path, secret: &str) {
+    fs::write(path, secret).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// For much longer than any backoff of these tests.
+fn waits(status: &Value) -> bool {
+    status["link"]["next_attempt_ms"].as_u64() > Some(1_000_000)
+}
+
 #[test]
 fn sighup_ends_a_long_wait_for_credentials() {
     let dir = TempDir::new("upkeep");
     let server = FaultServer::new();
-    server.set(Fault::Http(401, ""));
-    let token = dir.join("token");
-    let write = |secret: &str| {
-        fs::write(&token, secret).unwrap();
-        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
-    };
-    write("first");
-    let mut config = agent::quick(&dir, &server.url());
-    config.upstream.endpoints[0].token_file = Some(token.clone());
-    (config.upstream.reconnect.slow_ms_min, config.upstream.reconnect.slow_ms_max) = (3_600_000, 3_600_000);
-    let mut agent = Agent::new(&dir, &config);
-    agent.start();
-    agent.wait_status("it waits for an hour", |status| {
-        agent::failures(status, "credentials") > 0 && status["link"]["next_attempt_ms"].as_u64() > Some(1_000_000)
-    });
+    let (mut agent, token) = refused(&dir, &server);
     server.set(Fault::None);
     // thin-edge/thin-edge.io#3157
-    write("second");
+    write_secret(&token, "second");
     agent.signal(Signal::HUP);
     agent.wait_up();
 }
@@ -239,20 +249,7 @@ fn endpoints_from_a_file_are_read_before_each_attempt_and_a_broken_one_changes_n
 fn a_token_that_was_mended_while_nothing_ran_is_tried_at_once_and_only_once() {
     let dir = TempDir::new("upkeep");
     let server = FaultServer::new();
-    server.set(Fault::Http(401, ""));
-    let token = dir.join("token");
-    let write = |secret: &str| {
-        fs::write(&token, secret).unwrap();
-        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
-    };
-    write("first");
-    let mut config = agent::quick(&dir, &server.url());
-    config.upstream.endpoints[0].token_file = Some(token.clone());
-    (config.upstream.reconnect.slow_ms_min, config.upstream.reconnect.slow_ms_max) = (3_600_000, 3_600_000);
-    let mut agent = Agent::new(&dir, &config);
-    let waits = |status: &Value| status["link"]["next_attempt_ms"].as_u64() > Some(1_000_000);
-    agent.start();
-    agent.wait_status("it waits for an hour", |status| agent::failures(status, "credentials") > 0 && waits(status));
+    let (mut agent, token) = refused(&dir, &server);
     // A crash loop gets nothing but the wait.
     let restarts = |agent: &mut Agent, server: &FaultServer| {
         let attempts = server.attempts();
@@ -265,13 +262,13 @@ fn a_token_that_was_mended_while_nothing_ran_is_tried_at_once_and_only_once() {
     };
     restarts(&mut agent, &server);
     agent.kill9();
-    write("second");
+    write_secret(&token, "second");
     agent.start();
     agent.wait_status("that was wrong, too", |status| agent::failures(status, "credentials") > 0 && waits(status));
     restarts(&mut agent, &server);
     // Whoever writes the same at each start has changed nothing.
     agent.kill9();
-    write("second");
+    write_secret(&token, "second");
     let attempts = server.attempts();
     agent.start();
     agent.wait_status("it goes on waiting", waits);
@@ -280,8 +277,7 @@ fn a_token_that_was_mended_while_nothing_ran_is_tried_at_once_and_only_once() {
     server.set(Fault::None);
     // As `cp -p` and `mv` do it: the file says nothing of when it came.
     let new = dir.join("mended");
-    fs::write(&new, "third").unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
+    write_secret(&new, "third");
     fs::File::options().append(true).open(&new).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
     fs::rename(&new, &token).unwrap();
     agent.start();
