@@ -46,16 +46,7 @@ impl Admission {
         Self { token_ns, burst_ns, saved_ns: burst_ns, at: now, tail_ns: 0 }
     }
 
-    /// May one come in?
-    ///
-    /// # Errors
-    ///
-    /// No: the next free slot of the virtual queue is its.
-    pub fn admit(&mut self, now: Instant) -> Result<(), TurnedAway> {
-        if self.take(now) { Ok(()) } else { Err(self.turn_away(now)) }
-    }
-
-    /// The next free slot of the virtual queue.
+    /// Who finds no token: the next free slot of the virtual queue is its.
     pub fn turn_away(&mut self, now: Instant) -> TurnedAway {
         let now_ns = now.as_micros().saturating_mul(1000);
         self.tail_ns = self.tail_ns.max(now_ns) + self.token_ns;
@@ -66,7 +57,7 @@ impl Admission {
         TurnedAway { after_s, spread_ms: SPREAD_MS }
     }
 
-    /// A token, if there is one.
+    /// May one come in? Takes a token, if there is one.
     pub fn take(&mut self, now: Instant) -> bool {
         let passed_ns = u64::try_from(now.since(self.at).as_nanos()).unwrap_or(u64::MAX);
         self.saved_ns = self.saved_ns.saturating_add(passed_ns).min(self.burst_ns);

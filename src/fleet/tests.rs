@@ -22,7 +22,8 @@ fn one_seed_is_one_run() {
 fn those_turned_away_come_back_at_exactly_the_rate() {
     let start = Instant::from_micros(5_000_000);
     let mut admission = Admission::new(100, 50, start);
-    let answers: Vec<_> = (0..1_050).map(|_| admission.admit(start)).collect();
+    let mut admit = |now| if admission.take(now) { Ok(()) } else { Err(admission.turn_away(now)) };
+    let answers: Vec<_> = (0..1_050).map(|_| admit(start)).collect();
     assert!(answers[..50].iter().all(Result::is_ok) && answers[50..].iter().all(Result::is_err));
     for (second, slots) in answers[50..].chunks(100).enumerate() {
         let after: Vec<_> = slots.iter().map(|slot| slot.expect_err("turned away").after_s as usize).collect();
@@ -31,7 +32,7 @@ fn those_turned_away_come_back_at_exactly_the_rate() {
     assert_eq!(admission.queue(start), Duration::from_secs(10));
     // A pause fills the bucket, no more.
     let later = start + Duration::from_secs(100);
-    assert_eq!((0..1_000).filter(|_| admission.admit(later).is_ok()).count(), 50);
+    assert_eq!((0..1_000).filter(|_| admission.take(later)).count(), 50);
 }
 
 #[test]
