@@ -7,6 +7,7 @@ pub mod client;
 mod help;
 mod logger;
 pub mod outbox;
+#[cfg(feature = "plan")]
 pub mod plan;
 pub mod run;
 pub mod send;
@@ -29,7 +30,12 @@ pub fn main() -> ExitCode {
         Ok(Command::Send(args)) => send::run(&args),
         Ok(Command::Status(args)) => status::run(&args),
         Ok(Command::Outbox(args)) => outbox::run(&args),
+        #[cfg(feature = "plan")]
         Ok(Command::Plan(args)) => plan::run(&args),
+        Ok(Command::NotBuilt(command)) => {
+            eprintln!("backhaul: this build has no '{command}'");
+            ExitCode::from(exit::UNAVAILABLE)
+        }
         Err(UsageError(message)) => {
             eprintln!("backhaul: {message}");
             ExitCode::from(exit::USAGE)
