@@ -8,10 +8,10 @@ AGENT = target/release/backhaul
 NEED = sh deploy/need
 
 # What `make long` runs, in this order; each is a target of its own.
-LONG = soak-long herd-long herd-sweep powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
+LONG = soak-long herd-long herd-sweep powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long upgrade
 
 .PHONY: all build demo test powercut powercut-long mutants herd herd-long herd-sweep hostile soak soak-long long rot-long \
-	fuzz-long kill-long cuts-long model-long mutants-long bench-outbox bench-agent lint install clean FORCE
+	fuzz-long kill-long cuts-long model-long mutants-long upgrade bench-outbox bench-agent lint install clean FORCE
 
 all: build
 
@@ -124,6 +124,19 @@ mutants-long:
 kill-long:
 	@$(NEED) pkg-config libssl-dev
 	KILLS=15001 $(CARGO) test --features receiver --test kill every_ -- --nocapture
+
+# There and back between the agent of another revision and this one, with RECORDS waiting: by default the newest tag,
+# or the first revision where there is none.
+OLD ?= $(shell git describe --tags --abbrev=0 2> /dev/null || git rev-list --max-parents=0 HEAD | tail -n 1)
+RECORDS ?= 10000
+upgrade:
+	@$(NEED) pkg-config libssl-dev git
+	rm -rf target/upgrade/source && git worktree prune
+	git worktree add --force --detach target/upgrade/source $(OLD)
+	$(CARGO) build --bin backhaul --manifest-path target/upgrade/source/Cargo.toml --target-dir target/upgrade/build
+	git worktree remove --force target/upgrade/source
+	OLD_AGENT="$(CURDIR)/target/upgrade/build/debug/backhaul" RECORDS=$(RECORDS) \
+		$(CARGO) test --features receiver --test upgrade there_and_back -- --nocapture
 
 # The outbox beside a raw file, SQLite, redb and queue-file on ext4: bytes, flushes, speed. As root, with loop devices.
 bench-outbox:

@@ -257,7 +257,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageE
         _ if typed.version => return Ok(Command::Print(help::VERSION)),
         None if typed.help => return Ok(Command::Print(help::ALL)),
         None => {
-            return Err(UsageError("what to do? one of run, check, provision, send, status, outbox, plan (see --help)".into()));
+            return Err(UsageError(
+                "what to do? one of run, check, provision, send, status, outbox, plan (see --help)".into(),
+            ));
         }
         Some(command) => command,
     };
@@ -269,7 +271,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageE
         "status" => typed.status(),
         "outbox" => typed.outbox(),
         "plan" => typed.plan(),
-        other => Err(UsageError(format!("unknown command '{other}': one of run, check, provision, send, status, outbox, plan"))),
+        other => Err(UsageError(format!(
+            "unknown command '{other}': one of run, check, provision, send, status, outbox, plan"
+        ))),
     }
 }
 
@@ -310,13 +314,14 @@ impl Typed {
                 "version" => typed.version = true,
                 "config" | "socket" | "lane" | "topic" | "wait" | "timeout" | "seconds" | "bytes" | "seen"
                 | "witness" | "kills" | "devices" | "accept-rate" | "burst" | "backlog" | "outage" | "down"
-                | "device-id" | "url" | "token-file" | "ca-file" | "cert-file" | "key-file" | "from" | "user" | "image"
-                | "over" | "falls-over-at" | "loss-spread" | "rtt" | "peak" | "back-within" | "seed" | "svg" => {
+                | "device-id" | "url" | "token-file" | "ca-file" | "cert-file" | "key-file" | "from" | "user"
+                | "image" | "over" | "falls-over-at" | "loss-spread" | "rtt" | "peak" | "back-within" | "seed"
+                | "svg" => {
                     let value = parser.value().map_err(usage)?;
                     typed.options.push((name, Some(value)));
                 }
-                "strict" | "whole" | "json" | "check" | "yes" | "judge" | "sigkill" | "child" | "planned"
-                | "boot" | "force" | "fix-permissions" | "power-cut" | "no-retry-after" | "recommend" | "compare" => {
+                "strict" | "whole" | "json" | "check" | "yes" | "judge" | "sigkill" | "child" | "planned" | "boot"
+                | "force" | "fix-permissions" | "power-cut" | "no-retry-after" | "recommend" | "compare" => {
                     typed.options.push((name, None));
                 }
                 other => return Err(UsageError(format!("unknown option '--{other}' (see --help)"))),

@@ -490,7 +490,9 @@ mod tests {
     #[test]
     fn once_is_once() {
         let dir = board(true);
-        let Err(Fault::Other(code, message)) = provision(&args(&dir), &Hands::default()) else { panic!("another board") };
+        let Err(Fault::Other(code, message)) = provision(&args(&dir), &Hands::default()) else {
+            panic!("another board")
+        };
         assert_eq!(code, exit::CANNOT_CREATE, "{message}");
         assert_eq!(whose(&dir), "old");
         fill(&dir, "old");

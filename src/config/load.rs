@@ -132,10 +132,7 @@ fn placed(files: &[PathBuf], problems: Vec<(Place, String)>) -> Vec<ConfigError>
 }
 
 /// `instead`: what is read in the place of a file of `conf.d`, whether that is there or not; `None`: nothing.
-fn read_files(
-    path: &Path,
-    instead: Option<(&Path, Option<&Path>)>,
-) -> Result<(Vec<PathBuf>, Table), Vec<ConfigError>> {
+fn read_files(path: &Path, instead: Option<(&Path, Option<&Path>)>) -> Result<(Vec<PathBuf>, Table), Vec<ConfigError>> {
     let mut found = overlays(path).map_err(|error| vec![error])?;
     if let Some((overlay, candidate)) = instead {
         found.retain(|file| file != overlay);

@@ -94,7 +94,9 @@ pub fn endpoints(tree: &Table) -> Vec<Table> {
 pub fn string<'a>(tree: &'a Table, key: &str) -> Option<&'a str> {
     match &tree.get(key)?.value {
         Value::Text(text) => Some(text),
-        Value::Table(_) | Value::List(_) | Value::Flag(_) | Value::Number(_) | Value::Share(_) | Value::Other(_) => None,
+        Value::Table(_) | Value::List(_) | Value::Flag(_) | Value::Number(_) | Value::Share(_) | Value::Other(_) => {
+            None
+        }
     }
 }
 
@@ -137,7 +139,8 @@ fn write_table(table: &Table, path: &str, out: &mut String) {
                     }
                 }
             }
-            Value::List(_) | Value::Text(_) | Value::Flag(_) | Value::Number(_) | Value::Share(_) | Value::Other(_) => {}
+            Value::List(_) | Value::Text(_) | Value::Flag(_) | Value::Number(_) | Value::Share(_) | Value::Other(_) => {
+            }
         }
     }
 }
@@ -222,7 +225,10 @@ mod tests {
         let mut rewritten = String::new();
         write_table(&again, "", &mut rewritten);
         assert_eq!(written, rewritten);
-        assert!(written.contains("\"e\" = \"\\u0007\\u007f\\n\"") && written.matches("[[\"l\"]]").count() == 2, "{written}");
+        assert!(
+            written.contains("\"e\" = \"\\u0007\\u007f\\n\"") && written.matches("[[\"l\"]]").count() == 2,
+            "{written}"
+        );
     }
 
     #[test]

@@ -59,7 +59,10 @@ fn name_under(root: &Path, dir: &Path, machine: &str) -> String {
         now.marks.clone_from(&was.marks);
     }
     // Before the outbox acts on it: cut in between, the outbox finds a name that it does not know, and acts then.
-    if now != was && dir.is_dir() && let Err(error) = saved::write_durably(&path, &now) {
+    if now != was
+        && dir.is_dir()
+        && let Err(error) = saved::write_durably(&path, &now)
+    {
         log::warn!(target: "outbox", "cannot note which board this is file={} error={error}", path.display());
     }
     if now.board.is_empty() { machine.to_owned() } else { format!("{machine}/{}", now.board) }
