@@ -231,6 +231,7 @@ exit codes: 0 nothing is missing, 65 flushed data is missing, 66 no such folder,
 ";
 
 /// `plan --help`
+#[cfg(feature = "plan")]
 pub const PLAN: &str = "\
 usage: backhaul plan --devices N --accept-rate R [OPTION...]
 
@@ -275,6 +276,7 @@ mod tests {
             OUTBOX_EXPORT,
             OUTBOX_WIPE,
             OUTBOX_PROVE,
+            #[cfg(feature = "plan")]
             PLAN,
         ] {
             assert!(text.lines().count() <= 24, "{text}");

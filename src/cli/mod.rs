@@ -8,6 +8,7 @@ mod help;
 mod image;
 mod logger;
 pub mod outbox;
+#[cfg(feature = "plan")]
 pub mod plan;
 pub mod provision;
 pub mod run;
@@ -32,7 +33,12 @@ pub fn main() -> ExitCode {
         Ok(Command::Send(args)) => send::run(&args),
         Ok(Command::Status(args)) => status::run(&args),
         Ok(Command::Outbox(args)) => outbox::run(&args),
+        #[cfg(feature = "plan")]
         Ok(Command::Plan(args)) => plan::run(&args),
+        Ok(Command::NotBuilt(command)) => {
+            eprintln!("backhaul: this build has no '{command}'");
+            ExitCode::from(exit::UNAVAILABLE)
+        }
         Err(UsageError(message)) => {
             eprintln!("backhaul: {message}");
             ExitCode::from(exit::USAGE)

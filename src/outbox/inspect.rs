@@ -109,7 +109,7 @@ pub fn segment_of(file: &str) -> Option<(LaneName, u32)> {
 }
 
 /// Reads every page of a segment's file and checks its tag.
-pub fn pages<D: Disk>(disk: &mut D, file: &Entry, number: u32) -> Pages {
+pub fn pages(disk: &mut dyn Disk, file: &Entry, number: u32) -> Pages {
     let mut pages = Pages::default();
     let mut bytes = vec![0; PAGE_BYTES];
     for page in 0..(file.bytes.min(u64::from(SEGMENT_BYTES_MAX)) / PAGE_BYTES as u64) as u32 {
@@ -127,7 +127,7 @@ pub fn pages<D: Disk>(disk: &mut D, file: &Entry, number: u32) -> Pages {
     pages
 }
 
-impl<D: Disk> Outbox<D> {
+impl Outbox {
     /// The lanes and their epochs. Reads nothing.
     pub fn look(&self) -> Vec<LaneView> {
         let epoch = |log: &Log| {
