@@ -1,4 +1,4 @@
-# backhaul: demo, test, powercut, lint, build, install. Each target first installs the Debian packages it misses (deploy/need).
+# backhaul: demo, test, powercut, lint, build, install, package. Each target first installs the Debian packages it misses (deploy/need).
 
 CARGO ?= cargo
 PREFIX ?= /usr
@@ -11,7 +11,8 @@ NEED = sh deploy/need
 LONG = soak-long herd-long herd-sweep powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long upgrade
 
 .PHONY: all build demo test powercut powercut-long mutants herd herd-long herd-sweep hostile soak soak-long long rot-long \
-	fuzz-long kill-long cuts-long model-long mutants-long upgrade bench-outbox bench-agent lint install clean FORCE
+	fuzz-long kill-long cuts-long model-long mutants-long upgrade bench-outbox bench-agent lint install package packages \
+	cross clean FORCE
 
 all: build
 
@@ -29,7 +30,7 @@ demo:
 # Every test, part by part, and the minutes of each at the end.
 test:
 	@$(NEED) pkg-config libssl-dev openssl python3 e2fsprogs nginx-light tinyproxy nftables iproute2 nodejs node-ws \
-		python3-websockets haproxy
+		python3-websockets haproxy binutils
 	@CARGO="$(CARGO)" sh tests/parts
 
 # The power-cut campaign: every short string of operations, cut at every call to the disk. CI's part, SECONDS of it;
@@ -181,6 +182,17 @@ install: $(AGENT)
 $(AGENT): FORCE
 	@if command -v $(CARGO) > /dev/null; then $(MAKE) build; \
 	elif ! test -x $@; then echo "no cargo here, and no $@: run 'make build' first" >&2; exit 1; fi
+
+# The packages of one board of boards/, and of all of them: by zig, without containers. `make cross` is the same in one.
+BOARD ?= raspberry-pi-4
+package:
+	sh deploy/build $(BOARD)
+
+packages:
+	for folder in boards/*/; do sh deploy/build $$(basename $$folder) || exit 1; done
+
+cross:
+	sh deploy/build --cross $(BOARD)
 
 clean:
 	$(CARGO) clean
