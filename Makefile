@@ -165,9 +165,10 @@ install: $(AGENT)
 	test -e $(DESTDIR)/etc/backhaul/backhaul.toml || \
 		install -m 0644 deploy/backhaul.toml $(DESTDIR)/etc/backhaul/backhaul.toml
 	install -d -m 0755 $(DESTDIR)$(PREFIX)/lib/systemd/system
-	sed 's|/usr/bin/backhaul|$(PREFIX)/bin/backhaul|' deploy/backhaul.service \
-		> $(DESTDIR)$(PREFIX)/lib/systemd/system/backhaul.service
-	install -D -m 0644 deploy/backhaul.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/backhaul.conf
+	for unit in backhaul.service backhaul-provision.service; do \
+		sed 's|/usr/bin/backhaul|$(PREFIX)/bin/backhaul|' deploy/init/systemd/$$unit \
+			> $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit; done
+	install -D -m 0644 deploy/init/systemd/backhaul.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/backhaul.conf
 
 # `sudo make install` often has no cargo: then what was built before is installed.
 $(AGENT): FORCE

@@ -61,6 +61,18 @@ pub struct Pages {
     pub damaged: Vec<u32>,
 }
 
+/// A segment that a later version wrote, and that version. Asked before [`Outbox::open`], which would take it for
+/// damage: what cannot be read must stay as it is.
+pub fn newer_format<D: Disk>(disk: &mut D) -> Option<(String, u8)> {
+    let mut first = vec![0; PAGE_BYTES];
+    disk.list().ok()?.into_iter().find_map(|file| {
+        let (_, segment) = parse_segment_name(&file.name)?;
+        let whole = disk.read_at(&file.name, 0, &mut first).is_ok_and(|read| read == PAGE_BYTES);
+        let version = format::newer_version(&first, Place { segment, page: 0 }).filter(|_| whole)?;
+        Some((file.name, version))
+    })
+}
+
 /// A configuration with which [`Outbox::open`] takes every lane in these files as it is.
 pub fn config_found(files: &[Entry], record_bytes_max: u32) -> Config {
     let mut names: Vec<LaneName> = Vec::new();

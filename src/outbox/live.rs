@@ -30,11 +30,33 @@ impl Outbox {
 impl Lane {
     fn begin_live(&mut self, io: &mut Io) -> bool {
         let Some(config) = self.config.as_ref().filter(|config| config.live_share > 0.0) else { return false };
-        let segments_bytes = 2 * (self.logs.len() as u64 + 1) * u64::from(self.segment_bytes);
-        let may_begin = self.failing.is_none() && self.logs.len() < LOGS_MAX && segments_bytes <= config.bytes_max;
-        if !may_begin || !self.has_backlog(io) {
+        if self.logs.len() >= LOGS_MAX || !self.bears_another(config.bytes_max) || !self.has_backlog(io) {
             return false;
         }
+        self.begin_beside(io)
+    }
+
+    /// The folder came from another board, which may go on numbering where this one would. What is put from now on gets
+    /// a new epoch, what waits drains under its own: what of it is stored upstream already is known there by that
+    /// name. Without room for two, all that waits is numbered anew: then what was sent and not acked comes twice.
+    /// False: it does not stand on flash yet.
+    pub(super) fn leave_numbers_behind(&mut self, io: &mut Io) -> bool {
+        // A lane that is only drained names nothing new.
+        let Some(config) = &self.config else { return true };
+        let waits = oldest_held(self.log()).is_some();
+        if waits && self.bears_another(config.bytes_max) && self.begin_beside(io) {
+            return true;
+        }
+        (0..self.logs.len()).fold(true, |done, log| self.renumber(io, log) && done)
+    }
+
+    fn bears_another(&self, bytes_max: u64) -> bool {
+        let segments_bytes = 2 * (self.logs.len() as u64 + 1) * u64::from(self.segment_bytes);
+        self.failing.is_none() && segments_bytes <= bytes_max
+    }
+
+    /// A new log for what is put from now on.
+    fn begin_beside(&mut self, io: &mut Io) -> bool {
         // The log that is older from now on takes nothing more: what waits in RAM goes to flash before.
         self.write_waiting(io);
         let written = self.waiting().0 == 0 && self.log().leave != Leave::AtOnce;

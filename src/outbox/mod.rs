@@ -58,7 +58,8 @@ pub struct Config {
     pub lanes: Vec<config::Lane>,
     /// Who this gateway is: a folder written by another one is a copied image.
     pub device: String,
-    /// The machine's id, likewise; empty where there is none.
+    /// The machine's id, likewise; empty where there is none. Behind a slash in it: which board, where that is known to
+    /// have changed.
     pub machine: String,
 }
 
@@ -154,6 +155,14 @@ pub struct Outbox<D: ?Sized = dyn Disk> {
 
 /// The file that says whose folder this is.
 pub const IDENTITY_FILE: &str = "lock";
+
+/// Device and machine are those of `identity`, only the board is not.
+fn is_moved(identity: &str, config: &Config) -> bool {
+    let id = |machine: &str| machine.trim_end().split('/').next().unwrap_or_default().to_owned();
+    let mut lines = identity.lines();
+    let theirs = (lines.next().unwrap_or_default(), id(lines.next().unwrap_or_default()));
+    theirs == (config.device.as_str(), id(&config.machine))
+}
 
 impl<D: Disk> Outbox<D> {
     /// Opens whatever lies on `disk`. Total: any bytes at all give a working outbox and a report.
@@ -266,11 +275,15 @@ impl Outbox {
         }
         if !blank {
             report.copied_image = true;
-            report
-                .notes
-                .push("this folder was written by another device or machine: every lane begins a new epoch".into());
+            let moved = is_moved(&String::from_utf8_lossy(&bytes), config);
+            let writer = if moved { "the same device on another board" } else { "another device or machine" };
+            report.notes.push(format!("this folder was written by {writer}: every lane begins a new epoch"));
             let mut renumbered = true;
             for lane in &mut self.lanes {
+                if moved {
+                    renumbered &= lane.leave_numbers_behind(&mut self.io);
+                    continue;
+                }
                 for log in 0..lane.logs.len() {
                     renumbered &= lane.renumber(&mut self.io, log);
                 }

@@ -25,6 +25,8 @@ pub enum Command {
     Run(RunArgs),
     /// `check`
     Check(CheckArgs),
+    /// `provision`
+    Provision(ProvisionArgs),
     /// `send`
     Send(SendArgs),
     /// `status`
@@ -52,6 +54,42 @@ pub struct RunArgs {
 pub struct CheckArgs {
     /// The configuration file.
     pub config: PathBuf,
+    /// Takes secrets away from others before.
+    pub fix_permissions: bool,
+    /// Instead: the root of an image that is to be copied to many boards.
+    pub image: Option<PathBuf>,
+}
+
+/// `backhaul provision`
+#[derive(Debug, PartialEq)]
+pub struct ProvisionArgs {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// `[device] id`.
+    pub device_id: Option<String>,
+    /// The endpoint.
+    pub url: Option<String>,
+    /// The token.
+    pub token: Option<Source>,
+    /// CA, certificate and key, in this order.
+    pub files: [Option<PathBuf>; 3],
+    /// A folder with some of it.
+    pub from: From,
+    /// Replaces what was provisioned before.
+    pub force: bool,
+    /// Who is to read the secrets; `None`: `backhaul`, where there is such a user.
+    pub user: Option<String>,
+}
+
+/// Where provisioning takes what the options do not say.
+#[derive(Debug, PartialEq)]
+pub enum From {
+    /// From nowhere.
+    Nothing,
+    /// This folder.
+    Folder(PathBuf),
+    /// The boot partition's, if it has one: for init services.
+    Boot,
 }
 
 /// Where the agent's socket is.
@@ -195,13 +233,16 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageE
         _ if typed.version => return Ok(Command::Print(help::VERSION)),
         None if typed.help => return Ok(Command::Print(help::ALL)),
         None => {
-            return Err(UsageError("what to do? one of run, check, send, status, outbox, plan (see --help)".into()));
+            return Err(UsageError(
+                "what to do? one of run, check, provision, send, status, outbox, plan (see --help)".into(),
+            ));
         }
         Some(command) => command,
     };
     match command.as_str() {
         "run" => typed.run(),
         "check" => typed.check(),
+        "provision" => typed.provision(),
         "send" => typed.send(),
         "status" => typed.status(),
         "outbox" => typed.outbox(),
@@ -209,7 +250,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageE
         "plan" => typed.plan(),
         #[cfg(not(feature = "plan"))]
         "plan" => Ok(Command::NotBuilt("plan")),
-        other => Err(UsageError(format!("unknown command '{other}': one of run, check, send, status, outbox, plan"))),
+        other => Err(UsageError(format!(
+            "unknown command '{other}': one of run, check, provision, send, status, outbox, plan"
+        ))),
     }
 }
 
@@ -250,12 +293,14 @@ impl Typed {
                 "version" => typed.version = true,
                 "config" | "socket" | "lane" | "topic" | "wait" | "timeout" | "seconds" | "bytes" | "seen"
                 | "witness" | "kills" | "devices" | "accept-rate" | "burst" | "backlog" | "outage" | "down"
-                | "over" | "falls-over-at" | "loss-spread" | "rtt" | "peak" | "back-within" | "seed" | "svg" => {
+                | "device-id" | "url" | "token-file" | "ca-file" | "cert-file" | "key-file" | "from" | "user"
+                | "image" | "over" | "falls-over-at" | "loss-spread" | "rtt" | "peak" | "back-within" | "seed"
+                | "svg" => {
                     let value = parser.value().map_err(usage)?;
                     typed.options.push((name, Some(value)));
                 }
-                "strict" | "whole" | "json" | "check" | "yes" | "judge" | "sigkill" | "child" | "planned"
-                | "power-cut" | "no-retry-after" | "recommend" | "compare" => {
+                "strict" | "whole" | "json" | "check" | "yes" | "judge" | "sigkill" | "child" | "planned" | "boot"
+                | "force" | "fix-permissions" | "power-cut" | "no-retry-after" | "recommend" | "compare" => {
                     typed.options.push((name, None));
                 }
                 other => return Err(UsageError(format!("unknown option '--{other}' (see --help)"))),
@@ -278,9 +323,44 @@ impl Typed {
         if self.help {
             return Ok(Command::Print(help::CHECK));
         }
+        let image = self.value("image")?.map(PathBuf::from);
+        let fix_permissions = self.flag("fix-permissions");
+        if image.is_some() && fix_permissions {
+            return Err(UsageError("--image or --fix-permissions, not both".into()));
+        }
         let config = self.config()?;
         self.finish("check")?;
-        Ok(Command::Check(CheckArgs { config }))
+        Ok(Command::Check(CheckArgs { config, fix_permissions, image }))
+    }
+
+    fn provision(mut self) -> Result<Command, UsageError> {
+        if self.help {
+            return Ok(Command::Print(help::PROVISION));
+        }
+        let from = match (self.value("from")?, self.flag("boot")) {
+            (None, false) => From::Nothing,
+            (Some(folder), false) => From::Folder(folder.into()),
+            (None, true) => From::Boot,
+            (Some(_), true) => return Err(UsageError("--from or --boot, not both".into())),
+        };
+        let token = self.value("token-file")?;
+        let args = ProvisionArgs {
+            config: self.config()?,
+            device_id: self.text("device-id")?,
+            url: self.text("url")?,
+            token: token.map(|file| if file == "-" { Source::Stdin } else { Source::File(file.into()) }),
+            files: [self.value("ca-file")?, self.value("cert-file")?, self.value("key-file")?]
+                .map(|file| file.map(PathBuf::from)),
+            from,
+            force: self.flag("force"),
+            user: self.text("user")?,
+        };
+        self.finish("provision")?;
+        let says = args.device_id.is_some() || args.url.is_some() || args.token.is_some();
+        if args.from == From::Nothing && !says && args.files.iter().all(Option::is_none) {
+            return Err(UsageError("provision what? --device-id, --url, --token-file, --from … (see --help)".into()));
+        }
+        Ok(Command::Provision(args))
     }
 
     fn send(mut self) -> Result<Command, UsageError> {
@@ -528,6 +608,9 @@ mod tests {
             ("run --config", "missing"),
             ("run --config a --config b", "--config twice"),
             ("run --strict=yes", "unexpected argument"),
+            ("check --image / --fix-permissions", "--image or --fix-permissions, not both"),
+            ("provision", "provision what?"),
+            ("provision --from /a --boot", "--from or --boot, not both"),
             ("check --socket /s", "check has no option '--socket'"),
             ("send a b", "unexpected argument 'b'"),
             ("send --wait soon", "--wait soon: one of"),
