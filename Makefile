@@ -149,6 +149,7 @@ lint:
 	$(CARGO) fmt --check --manifest-path bench/Cargo.toml
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
 	$(CARGO) clippy --all-targets --features receiver,mutants -- -D warnings
 
 # As root, or into DESTDIR. A configuration that is there stays as it is.
