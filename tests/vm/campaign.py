@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Power cuts of whole ARM machines: what the agent in the guest told its producers is committed is at the receiver on
-this host exactly once, and in order, however often the power went. `campaign.py CASE AGENT RECEIVER [CUTS] [SEED]`;
-the cases are below. Everything that was said on the serial consoles is in target/vm/CASE.log."""
+this host exactly once, and in order, however often the power went. `campaign.py CASE PACKAGE RECEIVER [CUTS] [SEED]`,
+PACKAGE being a folder into which the agent's package was unpacked; the cases are below. What was said on the serial
+consoles is in target/vm/CASE/console.log."""
 
 import random
 import shutil
@@ -42,6 +43,7 @@ backoff_ms_max = 500
 [local]
 record_bytes_max = 8192
 [outbox]
+headroom_bytes_min = 1048576
 segment_bytes = 65536
 [[lane]]
 name = "telemetry"
@@ -126,7 +128,7 @@ def check(receiver, promised, promises_min):
 class Campaign:
     """One case in a folder of its own."""
 
-    def __init__(self, case, agent, receiver, cuts, seed):
+    def __init__(self, case, package, receiver, cuts, seed):
         self.case, (self.arch, self.storage) = case, CASES[case]
         self.cuts, self.rng = cuts, random.Random(seed)
         self.folder = image.TREE / "target/vm" / case
@@ -142,7 +144,7 @@ class Campaign:
         self.receiver = Receiver(receiver, self.folder, tls)
         config = CONFIG.format(port=self.receiver.port, scheme=scheme, trust=trust)
         overlay["/etc/backhaul/conf.d/vm.toml"] = config.encode()
-        self.initrd.write_bytes(image.build(self.arch, self.storage, Path(agent), overlay))
+        self.initrd.write_bytes(image.build(self.arch, self.storage, Path(package), overlay))
         self.kernel = image.kernel(self.arch)
         self.promised = []
 
@@ -204,22 +206,33 @@ class Campaign:
             empty.truncate(DISK_MIB << 20)
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image_file)], check=True)
         self.receiver.start()
-        stamped = "SELECT count(*) FROM records WHERE topic = 'load' AND at > ?"
         for number in range(2):
-            options = disk(self.storage, image_file)
-            machine = self.boot(number, "produce", options, CLOCK=OVERFLOW_S - 60)
+            machine = self.boot(number, "produce", disk(self.storage, image_file), CLOCK=OVERFLOW_S - 60)
             try:
-                def later(count):
-                    return lambda _: self.receiver.query(stamped.replace("?", str(OVERFLOW_S * 1000)))[0][0] >= count
-                machine.wait("records of the time after", BOOT_S + 120, later(number * 10_000 + 20))
-                print(f"boot {number}: the session goes on", flush=True)
-                self.receiver.stop()
-                self.receiver.start()
-                sessions = len([line for line in machine.lines if "link    up" in line])
-                machine.wait("a new session", BOOT_S, lambda _: False)
+                machine.wait("records of the time after", BOOT_S + 120, lambda _: self.after_overflow(number) >= 20)
+                print(f"boot {number}: the session goes on, and records are stamped rightly", flush=True)
+                if number == 0:
+                    # A new one is another matter: OpenSSL before Debian 13 asks a clock of 32 bits on armhf.
+                    self.receiver.stop()
+                    self.receiver.start()
+                    refused = "certificate is not yet valid"
+                    machine.wait("the limit that docs/testing.md states", BOOT_S, lambda _: machine.said(refused))
+                    had = len(committed(machine.lines))
+                    machine.wait("records on flash", BOOT_S, lambda lines: len(committed(lines)) > had + 20)
+                    print(f"boot {number}: no new TLS session ({refused}), and records go to flash", flush=True)
             finally:
                 machine.cut_power()
                 self.promised += committed(machine.lines)
+        machine = self.boot(2, "drain", disk(self.storage, image_file), CLOCK=OVERFLOW_S - 3600)
+        try:
+            self.wait_drained(machine)
+        finally:
+            machine.cut_power()
+
+    def after_overflow(self, boot):
+        """How many records of a boot were stored whose time is beyond 32 bits."""
+        rows = self.receiver.query(f"SELECT body FROM records WHERE topic = 'load' AND at >= {OVERFLOW_S * 1000}")
+        return sum(int(bytes(body).split()[0]) == boot for (body,) in rows)
 
     def run_nand(self):
         """One boot; UBIFS cuts its own power."""
@@ -248,8 +261,8 @@ class Campaign:
 
 
 if __name__ == "__main__":
-    case, agent, receiver = sys.argv[1:4]
+    case, package, receiver = sys.argv[1:4]
     cuts = int(sys.argv[4]) if len(sys.argv) > 4 else 10
     seed = int(sys.argv[5]) if len(sys.argv) > 5 else time.time_ns()
     print(f"{case}: {cuts} cuts; again: SEED={seed}")
-    Campaign(case, agent, receiver, cuts, seed).run()
+    Campaign(case, package, receiver, cuts, seed).run()

@@ -102,8 +102,8 @@ def libraries(arch, agent):
     return [(f"/lib/{name}", path) for name, path in found.items()]
 
 
-def build(arch, storage, agent, overlay):
-    """The initramfs; `overlay`: files on top, by path."""
+def build(arch, storage, package, overlay):
+    """The initramfs; `package`: a folder with what the agent's package holds, `overlay`: files on top, by path."""
     root, cpio = sysroot(arch), Cpio()
     for path in ("/dev", "/proc", "/sys", "/run", "/tmp", "/var/lib"):
         cpio.folder(path)
@@ -114,16 +114,16 @@ def build(arch, storage, agent, overlay):
         cpio.file(f"/lib/{path.name}", path)
         lines.append(f"/lib/{path.name} {OPTIONS.get(path.stem, '')}\n")
     cpio.file("/lib/modules.list", "".join(lines).encode())
-    for path, file in libraries(arch, agent):
+    for path, file in libraries(arch, package / "usr/bin/backhaul"):
         cpio.file(path, file, 0o755)
     if arch == "armhf":
         cpio.file("/usr/sbin/ubimkvol", root / "usr/sbin/ubimkvol", 0o755)
     cpio.file("/etc/passwd", b"root:x:0:0:root:/:/bin/sh\nbackhaul:x:990:990:agent:/:/bin/false\n")
     cpio.file("/etc/group", b"root:x:0:\nbackhaul:x:990:\n")
     cpio.file("/etc/machine-id", b"0123456789abcdef0123456789abcdef\n")
-    cpio.file("/usr/bin/backhaul", agent, 0o755)
-    cpio.file("/etc/init.d/S50backhaul", TREE / "deploy/init/busybox/S50backhaul", 0o755)
-    cpio.file("/etc/backhaul/backhaul.toml", TREE / "deploy/backhaul.toml")
+    for file in sorted(path for path in package.rglob("*") if path.is_file()):
+        if "doc" not in file.parts:
+            cpio.file(f"/{file.relative_to(package)}", file, stat.S_IMODE(file.stat().st_mode))
     for path, content in overlay.items():
         cpio.file(path, content)
     cpio.file("/init", HERE / "init", 0o755)

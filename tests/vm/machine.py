@@ -30,13 +30,13 @@ class Machine:
 
     def __init__(self, arch, kernel, initrd, environment, options, log):
         words = " ".join(f"{name}={value}" for name, value in environment.items())
-        append = f"console=ttyAMA0 quiet loglevel=1 panic=-1 random.trust_bootloader=on rdinit=/init {words}"
+        append = f"console=ttyAMA0 quiet loglevel=5 panic=-1 random.trust_bootloader=on rdinit=/init {words}"
         command = [*QEMU[arch], "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-kernel", str(kernel)]
         command += ["-initrd", str(initrd), "-append", append]
         command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=", *options]
         # Dies with this process, whatever happens to it.
         command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
-        self.lines = []
+        self.lines, self.text = [], ""
         self._log = open(log, "ab", buffering=0)
         self._log.write(f"\n=== {' '.join(command)}\n".encode())
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log)
@@ -47,6 +47,7 @@ class Machine:
     def _read(self):
         for line in self._process.stdout:
             self._log.write(line)
+            self.text += line.decode(errors="replace")
             # The console is shared with the log: what the guest says begins anywhere in a line.
             _, mark, words = line.decode(errors="replace").strip().rpartition("@ ")
             if mark:
@@ -67,6 +68,10 @@ class Machine:
                 if time.monotonic() > deadline:
                     raise AssertionError(f"{what}: not within {seconds} s")
                 self._news.wait(0.2)
+
+    def said(self, words):
+        """Whether the console, the agent's log on it included, has said this."""
+        return words in self.text
 
     def cut_power(self):
         """SIGKILL; what it has said until then is in `lines` afterwards."""
