@@ -207,7 +207,8 @@ class Campaign:
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image_file)], check=True)
         self.receiver.start()
         for number in range(2):
-            machine = self.boot(number, "produce", disk(self.storage, image_file), CLOCK=OVERFLOW_S - 60)
+            machine = self.boot(number, "produce", disk(self.storage, image_file),
+                                CLOCK=OVERFLOW_S - 3600, CLOCK_UP=OVERFLOW_S - 10)
             try:
                 machine.wait("records of the time after", BOOT_S + 120, lambda _: self.after_overflow(number) >= 20)
                 print(f"boot {number}: the session goes on, and records are stamped rightly", flush=True)
