@@ -198,7 +198,8 @@ fn lives_as_a_service(room: &Room, [stop, start, reload]: [&str; 3]) {
 
     room.run(stop);
     wait_until(DEADLINE, "it is stopped", || room.sh("backhaul status --check").status.code() == Some(3));
-    assert!(!room.sh(&format!("test -d /proc/{}", pid(&second))).status.success());
+    let gone = || !room.sh(&format!("test -d /proc/{}", pid(&second))).status.success();
+    wait_until(DEADLINE, "its process is gone", gone);
     room.run(start);
     let third = room.wait_status("it is started by hand", |status| status["link"]["state"] == "waiting");
     assert_eq!(number(&third, "/link/attempts"), 0, "and still waits");
