@@ -12,6 +12,7 @@ use std::vec::IntoIter;
 const CORE: &[&str] = &[
     "src/link",
     "src/dialect",
+    "src/commands",
     "src/fleet",
     "src/outbox",
     "src/record.rs",
@@ -54,7 +55,8 @@ const PERFORMS: &[(&str, &str)] = &[
 /// Who may not know whom, beyond that.
 const LAYERS: &[(&str, &[&str])] = &[
     ("src/link", &["crate::dialect", "crate::outbox", "crate::upstream"]),
-    ("src/dialect", &["crate::outbox", "crate::upstream"]),
+    ("src/dialect", &["crate::commands", "crate::outbox", "crate::upstream"]),
+    ("src/commands", &["crate::link", "crate::outbox", "crate::upstream"]),
     ("src/fleet", &["crate::dialect", "crate::outbox", "crate::upstream"]),
     ("src/outbox", &["crate::dialect", "crate::link", "crate::upstream"]),
     ("src/shell", &["crate::agent", "crate::cli", "crate::receiver"]),
