@@ -76,6 +76,7 @@ const WALL_TIME: &[(&str, &str)] = &[
     ("src/shell/transport/mod.rs", "whether a certificate can be judged"),
     ("src/shell/uplink/mod.rs", "the end of a certificate"),
     ("src/receiver/net.rs", "the time of arrival, which `welcome` tells"),
+    ("src/receiver/cli.rs", "when a command was put"),
 ];
 
 #[test]

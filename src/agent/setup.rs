@@ -125,6 +125,8 @@ pub(super) fn local(
         source,
         command_wait: Duration::from_millis(config.upstream.command_wait_ms),
         event: event_hook(config, process, inbox),
+        handlers: config.handlers.clone(),
+        events_lane: config.upstream.events_lane.clone(),
         turned: set(lives),
     }
 }

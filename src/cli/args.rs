@@ -9,6 +9,7 @@ use std::time::Duration;
 use lexopt::{Arg, Parser, ValueExt};
 
 use super::help;
+use crate::commands::filter::Filter;
 use crate::config::load::DEFAULT_PATH;
 use crate::fleet::{Down, Goal, Over, Scenario, Start};
 use crate::shell::port::Wait;
@@ -30,6 +31,8 @@ pub enum Command {
     Check(CheckArgs),
     /// `send`
     Send(SendArgs),
+    /// `listen`
+    Listen(ListenArgs),
     /// `status`
     Status(StatusArgs),
     /// `outbox`
@@ -98,6 +101,19 @@ impl SendArgs {
     pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
     /// A day.
     pub const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
+}
+
+/// `backhaul listen`
+#[derive(Debug, PartialEq)]
+pub struct ListenArgs {
+    /// Where the agent is.
+    pub agent: Agent,
+    /// Which commands.
+    pub topic: String,
+    /// For programs.
+    pub json: bool,
+    /// Leave after so many.
+    pub count: Option<u64>,
 }
 
 /// How `status` answers.
@@ -219,7 +235,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageE
         _ if typed.version => return Ok(Command::Print(help::VERSION)),
         None if typed.help => return Ok(Command::Print(help::ALL)),
         None => {
-            return Err(UsageError("what to do? one of run, check, send, status, outbox, plan (see --help)".into()));
+            return Err(UsageError(
+                "what to do? one of run, check, send, listen, status, outbox, plan (see --help)".into(),
+            ));
         }
         Some(command) => command,
     };
@@ -227,10 +245,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageE
         "run" => typed.run(),
         "check" => typed.check(),
         "send" => typed.send(),
+        "listen" => typed.listen(),
         "status" => typed.status(),
         "outbox" => typed.outbox(),
         "plan" => typed.plan(),
-        other => Err(UsageError(format!("unknown command '{other}': one of run, check, send, status, outbox, plan"))),
+        other => {
+            Err(UsageError(format!("unknown command '{other}': one of run, check, send, listen, status, outbox, plan")))
+        }
     }
 }
 
@@ -271,7 +292,8 @@ impl Typed {
                 "version" => typed.version = true,
                 "config" | "socket" | "lane" | "topic" | "wait" | "timeout" | "seconds" | "bytes" | "seen"
                 | "witness" | "kills" | "devices" | "accept-rate" | "burst" | "backlog" | "outage" | "down"
-                | "over" | "falls-over-at" | "loss-spread" | "rtt" | "peak" | "back-within" | "seed" | "svg" => {
+                | "count" | "over" | "falls-over-at" | "loss-spread" | "rtt" | "peak" | "back-within" | "seed"
+                | "svg" => {
                     let value = parser.value().map_err(usage)?;
                     typed.options.push((name, Some(value)));
                 }
@@ -323,6 +345,23 @@ impl Typed {
         };
         self.finish("send")?;
         Ok(Command::Send(args))
+    }
+
+    fn listen(mut self) -> Result<Command, UsageError> {
+        if self.help {
+            return Ok(Command::Print(help::LISTEN));
+        }
+        let args = ListenArgs {
+            agent: self.agent()?,
+            topic: self.text("topic")?.unwrap_or_else(|| "#".into()),
+            json: self.flag("json"),
+            count: self.within("count", 1..=u64::MAX)?,
+        };
+        if let Err(fault) = Filter::try_new(&args.topic) {
+            return Err(UsageError(format!("--topic {}: {fault}", args.topic)));
+        }
+        self.finish("listen")?;
+        Ok(Command::Listen(args))
     }
 
     fn status(mut self) -> Result<Command, UsageError> {

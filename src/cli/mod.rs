@@ -5,6 +5,7 @@ pub mod args;
 pub mod check;
 pub mod client;
 mod help;
+pub mod listen;
 mod logger;
 pub mod outbox;
 pub mod plan;
@@ -27,6 +28,7 @@ pub fn main() -> ExitCode {
         Ok(Command::Run(args)) => run::run(&args),
         Ok(Command::Check(args)) => check::run(&args),
         Ok(Command::Send(args)) => send::run(&args),
+        Ok(Command::Listen(args)) => listen::run(&args),
         Ok(Command::Status(args)) => status::run(&args),
         Ok(Command::Outbox(args)) => outbox::run(&args),
         Ok(Command::Plan(args)) => plan::run(&args),

@@ -17,6 +17,7 @@ use crate::config::Endpoint;
 use crate::dialect::message::CommandCursor;
 use crate::outbox::Draft;
 use crate::record::{Epoch, Fetch, Item, LaneName, Offer, Seq};
+use crate::shell::handler::Report;
 use crate::shell::saved::Written;
 use crate::shell::uplink::Setup;
 use crate::time::Instant;
@@ -178,6 +179,8 @@ pub struct ForLocal {
     pub outcomes: Vec<Outcome>,
     /// For local programs, in order; at most [`COMMANDS_MAX`](crate::commands::COMMANDS_MAX) are not done.
     pub commands: Vec<Command>,
+    /// Handlers' runs that have ended; at most one each.
+    pub handled: Vec<Report>,
     /// The link's state changed (for `watch`).
     pub link_changed: bool,
     /// Take nothing more, answer what was taken, leave.

@@ -8,6 +8,7 @@
 
 mod client;
 mod downlink;
+mod handling;
 mod pieces;
 mod request;
 #[cfg(test)]
@@ -32,9 +33,11 @@ use crate::config::group::group_id;
 use crate::record::MESSAGE_BYTES_MAX;
 use crate::shell::EventHook;
 use crate::shell::clock;
+use crate::shell::handler::{Report, Runs};
 use crate::shell::port::{ForLocal, ForOutbox, Outcome, PUTS_BYTES_MAX, PUTS_MAX, Port, Put, Wait};
 use crate::shell::snapshot::Source;
 use client::{Client, Facts, Next, Supply};
+use handling::Handling;
 use request::{PutRequest, Refusal, Request, Terms};
 
 const LISTENER: Token = Token(usize::MAX);
@@ -71,6 +74,10 @@ pub struct Setup {
     pub command_wait: Duration,
     /// Called with kind and detail of what is worth a record on topic `$event`.
     pub event: EventHook,
+    /// Programs that are given commands.
+    pub handlers: Vec<config::Handler>,
+    /// Where reports of those go that have no lane for them; empty: the default lane.
+    pub events_lane: String,
     /// Called in each turn of the loop: a sign of life. Waking the port makes a turn.
     pub turned: Arc<dyn Fn() + Send + Sync>,
 }
@@ -101,6 +108,9 @@ pub struct Local {
     desk: Desk,
     /// As told last.
     counts: Counts,
+    handlers: Vec<Handling>,
+    runs: Runs,
+    reports: Vec<Report>,
 }
 
 /// Longest line in bytes without its end: JSON may need six for one (`\u0001`).
@@ -140,7 +150,7 @@ impl Local {
             long_bytes_left: long_bytes_max(&setup.config),
             spare: Vec::new(),
         };
-        Ok(Self {
+        let mut local = Self {
             poll,
             port,
             socket,
@@ -157,8 +167,14 @@ impl Local {
             outcomes: Vec::new(),
             desk: Desk::new(setup.command_wait),
             counts: Counts::default(),
+            handlers: Vec::new(),
+            runs: Runs::default(),
+            reports: Vec::new(),
             setup,
-        })
+        };
+        let handlers = mem::take(&mut local.setup.handlers);
+        local.hire(handlers);
+        Ok(local)
     }
 
     /// Where outcomes come in.
@@ -171,7 +187,8 @@ impl Local {
         let mut events = Events::with_capacity(256);
         let mut more = true;
         loop {
-            let due = self.desk.poll_timeout().map(|due| due.since(clock::now()));
+            let due = self.desk.poll_timeout().into_iter().chain(self.handlers_due()).min();
+            let due = due.map(|due| due.since(clock::now()));
             match self.poll.poll(&mut events, if more { Some(Duration::ZERO) } else { due }) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => result?,
@@ -215,6 +232,7 @@ impl Local {
         let told = {
             let mut cell = self.port.lock();
             mem::swap(&mut cell.outcomes, &mut self.outcomes);
+            self.reports.append(&mut cell.handled);
             for command in cell.commands.drain(..) {
                 self.desk.handle_command(command, clock::now());
             }
@@ -223,14 +241,23 @@ impl Local {
             }
             (cell.stop, cell.leave)
         };
-        for outcome in self.outcomes.drain(..) {
+        for report in mem::take(&mut self.reports) {
+            self.take_report(&report);
+        }
+        let mut outcomes = mem::take(&mut self.outcomes);
+        for outcome in outcomes.drain(..) {
+            if let Some(number) = self.handler_of(outcome.ticket.client) {
+                self.take_report_outcome(number, outcome);
+                continue;
+            }
             let (index, name) = (index_of(outcome.ticket.client), outcome.ticket.client);
             match self.clients.get_mut(index).and_then(Option::as_mut) {
                 Some(client) if client.name == name => client.handle_outcome(outcome),
                 Some(_) | None => {}
             }
         }
-        self.outcomes.shrink_to(REQUESTS_CLIENT.1);
+        outcomes.shrink_to(REQUESTS_CLIENT.1);
+        self.outcomes = outcomes;
         told
     }
 
@@ -249,6 +276,9 @@ impl Local {
         let count = self.clients.len();
         self.turns = self.turns.wrapping_add(1);
         let mut more = false;
+        if !stop {
+            self.serve_handlers(clock::now());
+        }
         for nth in 0..count {
             let index = (self.turns % count + nth) % count;
             let Some(mut client) = self.clients[index].take() else { continue };

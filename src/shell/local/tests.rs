@@ -50,6 +50,8 @@ impl Bench {
             source,
             command_wait: Duration::from_secs(600),
             event: Arc::new(|_, _| ()),
+            handlers: Vec::new(),
+            events_lane: String::new(),
             turned: Arc::new(|| ()),
         };
         let local = Local::try_new(setup).unwrap();
