@@ -36,9 +36,14 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// What `hello` says.
-    pub fn cursor(&self) -> Option<CommandCursor> {
-        self.cursor
+    /// What `hello` says: the last command done, in the numbering that was seen last.
+    pub fn done(&self) -> Option<CommandCursor> {
+        self.cursor.filter(|cursor| cursor.seq > 0)
+    }
+
+    /// The numbering of what is taken.
+    pub fn stream(&self) -> u64 {
+        self.cursor.map_or(0, |cursor| cursor.stream)
     }
 
     /// The server's numbering, as it greets: another one starts at 0.
@@ -116,7 +121,7 @@ mod tests {
     #[test]
     fn each_is_taken_once_and_after_its_done_never_again() {
         let mut intake = intake();
-        assert_eq!(intake.cursor(), Some(cursor(7, 0)));
+        assert_eq!((intake.done(), intake.stream()), (None, 7));
         assert_eq!([1, 2, 2, 1, 3].map(|seq| intake.handle_command(seq, 1)), {
             use Verdict::{Known, Take};
             [Take, Take, Known, Known, Take]
@@ -127,15 +132,15 @@ mod tests {
         intake.handle_stream(7);
         assert_eq!([1, 2, 3].map(|seq| intake.handle_command(seq, 1)), [Verdict::Known; 3], "3 is still held");
         assert_eq!(intake.handle_command(4, 1), Verdict::Take);
-        assert_eq!(intake.cursor(), Some(cursor(7, 2)));
+        assert_eq!(intake.done(), Some(cursor(7, 2)));
         assert_eq!(intake.handle_command(0, 1), Verdict::Known, "there is none of that number");
     }
 
     #[test]
     fn what_flash_says_is_done_is_known() {
         let mut intake = Intake::default();
-        assert_eq!((intake.cursor(), intake.handle_done(cursor(7, 5))), (None, 0));
-        assert_eq!(intake.cursor(), Some(cursor(7, 5)));
+        assert_eq!((intake.done(), intake.handle_done(cursor(7, 5))), (None, 0));
+        assert_eq!(intake.done(), Some(cursor(7, 5)));
         intake.handle_stream(7);
         assert_eq!(intake.handle_command(5, 1), Verdict::Known);
         assert_eq!(intake.handle_command(6, 1), Verdict::Take);
@@ -146,7 +151,7 @@ mod tests {
         let mut intake = intake();
         intake.handle_command(1, 1);
         intake.handle_stream(8);
-        assert_eq!(intake.cursor(), Some(cursor(8, 0)));
+        assert_eq!((intake.done(), intake.stream()), (None, 8));
         assert_eq!(intake.handle_done(cursor(7, 1)), 0);
         assert_eq!(intake.handle_command(1, 1), Verdict::Take);
         assert_eq!(intake.handle_done(cursor(8, 1)), 1);

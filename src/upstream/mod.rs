@@ -434,7 +434,7 @@ impl Upstream {
             agent: self.agent.clone(),
             boot: self.boot.clone(),
             offers: self.ours(offers),
-            commands: self.intake.cursor(),
+            commands: self.intake.done(),
             last: self.link.last_class().map(|class| class.name().into()),
             session: self.sessions,
             encoding,
@@ -443,7 +443,7 @@ impl Upstream {
             lone_records: self.too_large.lone_records(),
         };
         let session = Session::new(Arc::clone(&self.dialect), greeting, now);
-        let told = self.intake.cursor();
+        let told = self.intake.done();
         self.session = Some(Live { session, name: None, refused: false, heartbeat: None, told });
     }
 
@@ -514,8 +514,7 @@ impl Upstream {
     fn on_command(&mut self, seq: u64, topic: String, body: Body) {
         match self.intake.handle_command(seq, topic.len() + body.as_bytes().len()) {
             Verdict::Take => {
-                let stream = self.intake.cursor().map_or(0, |cursor| cursor.stream);
-                self.outputs.push_back(Output::Command(Command { stream, seq, topic, body }));
+                self.outputs.push_back(Output::Command(Command { stream: self.intake.stream(), seq, topic, body }));
             }
             Verdict::Known | Verdict::Later => {}
             Verdict::TooMany => self.session.iter_mut().for_each(|live| live.session.refuse_command()),
@@ -532,7 +531,7 @@ impl Upstream {
 
     /// The far end has greeted: it hears of what it does not know to be done.
     fn tell_done(&mut self) {
-        let done = self.intake.cursor().filter(|cursor| cursor.seq > 0);
+        let done = self.intake.done();
         let Some(live) = self.session.as_mut().filter(|live| live.name.is_some() && done != live.told) else { return };
         if let Some(done) = done {
             live.told = Some(done);
