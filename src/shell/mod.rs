@@ -8,6 +8,7 @@ pub mod disk;
 pub mod entropy;
 mod errand;
 pub(crate) mod handler;
+pub mod hardware;
 pub mod lifetime;
 pub mod local;
 pub mod netlink;
