@@ -409,7 +409,7 @@ impl Typed {
             agent: self.agent()?,
             topic: self.text("topic")?.unwrap_or_else(|| "#".into()),
             json: self.flag("json"),
-            count: self.within("count", 1..=u64::MAX)?,
+            count: self.text("count")?.map(|word| count(&word)).transpose()?,
         };
         if let Err(fault) = Filter::try_new(&args.topic) {
             return Err(UsageError(format!("--topic {}: {fault}", args.topic)));
@@ -533,6 +533,12 @@ impl Typed {
             Some(operand) => Err(UsageError(format!("unexpected argument '{}'", operand.to_string_lossy()))),
         }
     }
+}
+
+/// How many to wait for.
+fn count(word: &str) -> Result<u64, UsageError> {
+    let count = word.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| UsageError(format!("--count {word}: a whole number from 1")))
 }
 
 fn one_of<T: Copy>(name: &str, word: &str, words: &[(&str, T)]) -> Result<T, UsageError> {
