@@ -70,6 +70,7 @@ const WALL_TIME: &[(&str, &str)] = &[
     ("src/shell/clock.rs", "the clocks"),
     ("src/shell/entropy.rs", "one more thing that differs"),
     ("src/shell/local/mod.rs", "a record's time"),
+    ("src/shell/local/handling.rs", "a report's time"),
     ("src/agent/setup.rs", "an event's time"),
     ("src/shell/outbox/mod.rs", "the time of records that came without, their age across boots"),
     ("src/shell/snapshot.rs", "whether the clock is set"),

@@ -124,8 +124,8 @@ is restarted as long as it takes.
 
   backhaul listen -t valve/# | while read -r topic body; do ...; done
 
-exit codes: 0 N commands came, or nobody reads, 64 usage, 69 no agent, 74 output,
-            77 permission
+exit codes: 0 N commands came, or nobody reads, 64 usage, 69 no agent,
+            74 output, 77 permission
 ";
 
 /// `status --help`

@@ -30,8 +30,9 @@ CREATE TABLE IF NOT EXISTS command_cursors(
 /// How long another process may write before this one gives up.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 
-const NEXT: &str = "SELECT c.seq, c.topic, c.body FROM commands c JOIN command_cursors k ON k.device = c.device
-    WHERE c.device = ?1 AND c.seq > max(?2, k.done) AND c.seq <= k.done + ?3 ORDER BY c.seq LIMIT 1";
+// In this order (CROSS): what is done already may be much, and is not looked at.
+const NEXT: &str = "SELECT c.seq, c.topic, c.body FROM command_cursors k CROSS JOIN commands c
+    WHERE k.device = ?1 AND c.device = ?1 AND c.seq > max(?2, k.done) AND c.seq <= k.done + ?3 ORDER BY c.seq LIMIT 1";
 
 /// A command on its way.
 #[derive(Debug, Clone, PartialEq, Eq)]

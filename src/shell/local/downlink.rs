@@ -1,11 +1,17 @@
 //! Commands and the clients that asked for them: the desk decides, this hands over.
 
+use std::time::Duration;
+
 use super::Local;
 use super::client::Client;
 use super::request::{Id, Refusal};
 use crate::commands::desk::Counts;
 use crate::commands::filter::Filter;
 use crate::shell::clock;
+use crate::time::Instant;
+
+/// Between two events of this kind: a server may send what nobody wants all day.
+const TELL_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Local {
     pub(super) fn subscribe(&mut self, client: &mut Client, filter: Filter, id: Option<Id>) {
@@ -24,6 +30,13 @@ impl Local {
             let message = format!("no command {seq} was given to this connection");
             client.refuse(Refusal::new("bad_request", message, id));
         }
+    }
+
+    /// When it is to be told that commands are done without an answer: now and then, not of each.
+    pub(super) fn losses_due(&self) -> Option<Instant> {
+        let (now, told) = (self.desk.counts(), self.counts);
+        let is_news = (now.unclaimed, now.timed_out) != (told.unclaimed, told.timed_out);
+        is_news.then(|| self.told_at.map_or_else(Instant::default, |at| at + TELL_INTERVAL))
     }
 
     /// Answers and commands, as far as the client's socket takes them.
@@ -46,6 +59,11 @@ impl Local {
             (board.delivered, board.waiting) = (delivered, waiting);
             (board.unclaimed, board.timed_out) = (unclaimed, timed_out);
         }
+        let now = clock::now();
+        if self.losses_due().is_none_or(|due| due > now) {
+            return;
+        }
+        self.told_at = Some(now);
         let before = std::mem::replace(&mut self.counts, counts);
         let wait_ms = self.setup.command_wait.as_millis();
         let tell = |kind, count: u64, what: &str| {

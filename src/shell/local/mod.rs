@@ -36,6 +36,7 @@ use crate::shell::clock;
 use crate::shell::handler::{Report, Runs};
 use crate::shell::port::{ForLocal, ForOutbox, Outcome, PUTS_BYTES_MAX, PUTS_MAX, Port, Put, Wait};
 use crate::shell::snapshot::Source;
+use crate::time::Instant;
 use client::{Client, Facts, Next, Supply};
 use handling::Handling;
 use request::{PutRequest, Refusal, Request, Terms};
@@ -106,8 +107,9 @@ pub struct Local {
     gone: Vec<u64>,
     outcomes: Vec<Outcome>,
     desk: Desk,
-    /// As told last.
+    /// As told last, and when.
     counts: Counts,
+    told_at: Option<Instant>,
     handlers: Vec<Handling>,
     runs: Runs,
     reports: Vec<Report>,
@@ -167,6 +169,7 @@ impl Local {
             outcomes: Vec::new(),
             desk: Desk::new(setup.command_wait),
             counts: Counts::default(),
+            told_at: None,
             handlers: Vec::new(),
             runs: Runs::default(),
             reports: Vec::new(),
@@ -187,7 +190,7 @@ impl Local {
         let mut events = Events::with_capacity(256);
         let mut more = true;
         loop {
-            let due = self.desk.poll_timeout().into_iter().chain(self.handlers_due()).min();
+            let due = self.desk.poll_timeout().into_iter().chain(self.handlers_due()).chain(self.losses_due()).min();
             let due = due.map(|due| due.since(clock::now()));
             match self.poll.poll(&mut events, if more { Some(Duration::ZERO) } else { due }) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
