@@ -13,7 +13,9 @@ def events(path):
         if len(head) < 28:
             return
         magic, _, _, sector = struct.unpack("<QQQI", head)
-        assert magic == MAGIC, f"{path}: no film"
+        # Written with the first flush; until then this sector is a hole.
+        assert magic in (0, MAGIC), f"{path}: no film"
+        sector = sector or 512
         log.seek(sector)
         while len(entry := log.read(sector)) == sector:
             first, count, flags, _ = struct.unpack_from("<QQQQ", entry)
