@@ -11,6 +11,7 @@
 //! | [`config`] | core values, shell loader | the configuration file, every default with its source |
 //! | [`link`] | core | the life of the one upstream: state, timers, backoff, liveness, failure classes |
 //! | [`dialect`] | core | what is said over it: the wire protocol `backhaul.v1` |
+//! | [`commands`] | core | commands on their way down: what is new, who is given what, when it is done |
 //! | [`upstream`] | core | link and dialect wired together |
 //! | [`outbox`] | core, over a small disk trait | records on flash: lane, segment, batch, recovery |
 //! | [`fleet`] | core | many links in virtual time: the planner, and the herd's contract |
@@ -22,6 +23,7 @@
 
 pub mod agent;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod dialect;
 pub mod exit;

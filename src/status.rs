@@ -396,6 +396,12 @@ pub struct Commands {
     pub delivered: u64,
     /// Commands reported done.
     pub done: u64,
+    /// Commands that are not done now.
+    pub waiting: u64,
+    /// Commands done because nobody asked for them in time.
+    pub unclaimed: u64,
+    /// Answers that subscribers owed and did not give in time.
+    pub timed_out: u64,
 }
 
 /// Memory and its bound.

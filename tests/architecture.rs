@@ -12,6 +12,7 @@ use std::vec::IntoIter;
 const CORE: &[&str] = &[
     "src/link",
     "src/dialect",
+    "src/commands",
     "src/fleet",
     "src/outbox",
     "src/record.rs",
@@ -54,7 +55,8 @@ const PERFORMS: &[(&str, &str)] = &[
 /// Who may not know whom, beyond that.
 const LAYERS: &[(&str, &[&str])] = &[
     ("src/link", &["crate::dialect", "crate::outbox", "crate::upstream"]),
-    ("src/dialect", &["crate::outbox", "crate::upstream"]),
+    ("src/dialect", &["crate::commands", "crate::outbox", "crate::upstream"]),
+    ("src/commands", &["crate::link", "crate::outbox", "crate::upstream"]),
     ("src/fleet", &["crate::dialect", "crate::outbox", "crate::upstream"]),
     ("src/outbox", &["crate::dialect", "crate::link", "crate::upstream"]),
     ("src/shell", &["crate::agent", "crate::cli", "crate::receiver"]),
@@ -68,12 +70,14 @@ const WALL_TIME: &[(&str, &str)] = &[
     ("src/shell/clock.rs", "the clocks"),
     ("src/shell/entropy.rs", "one more thing that differs"),
     ("src/shell/local/mod.rs", "a record's time"),
+    ("src/shell/local/handling.rs", "a report's time"),
     ("src/agent/setup.rs", "an event's time"),
     ("src/shell/outbox/mod.rs", "the time of records that came without, their age across boots"),
     ("src/shell/snapshot.rs", "whether the clock is set"),
     ("src/shell/transport/mod.rs", "whether a certificate can be judged"),
     ("src/shell/uplink/mod.rs", "the end of a certificate"),
     ("src/receiver/net.rs", "the time of arrival, which `welcome` tells"),
+    ("src/receiver/cli.rs", "when a command was put"),
 ];
 
 #[test]

@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use backhaul::config::{Config, Endpoint, Remedy};
+use backhaul::config::{Config, Endpoint, Handler, Remedy};
 use temp_dir::TempDir;
 
 /// What any configuration needs.
@@ -432,6 +432,13 @@ fn the_shipped_file_is_the_default_and_shows_every_key() {
     }];
     expected.upstream.endpoints_file = Some("/run/backhaul/endpoints.toml".into());
     expected.remedies = vec![Remedy { after_s: 1800, exec: program("modem-reset"), ..Remedy::default() }];
+    expected.handlers = vec![Handler {
+        topic: "valve/#".into(),
+        exec: [program("valve"), vec!["--set".into()]].concat(),
+        reply_topic: "valve/reply/{seq}".into(),
+        reply_lane: "telemetry".into(),
+        ..Handler::default()
+    }];
     assert_eq!(toml::from_str::<Config>(&optional).unwrap(), expected);
     let shipped = toml::from_str(&optional).unwrap();
     let known = toml::Value::try_from(&expected).unwrap();

@@ -227,6 +227,7 @@ fn setup(url: &str, dir: &Path) -> Setup {
         backoff_file: dir.join("backoff"),
         day_file: dir.join("day"),
         watchdog: Arc::new(|| ()),
+        command: Arc::new(|_| ()),
         link_changed: Arc::new(|| ()),
         event: Arc::new(|_, _| ()),
     }

@@ -206,6 +206,7 @@ impl Crew {
             sync_times: disk.sync_times(),
             lifetime: lifetime::Reader::new(&dir),
             spending: setup::spending(config),
+            done: keeper::DoneFile::new(dir.join("link").join("commands"), device),
             event: Arc::clone(&event),
         };
         let config_outbox = setup::outbox(config, device, process);

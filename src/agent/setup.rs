@@ -123,6 +123,10 @@ pub(super) fn local(
         boot: process.boot,
         outbox: Arc::clone(inbox),
         source,
+        command_wait: Duration::from_millis(config.upstream.command_wait_ms),
+        event: event_hook(config, process, inbox),
+        handlers: config.handlers.clone(),
+        events_lane: config.upstream.events_lane.clone(),
         turned: set(lives),
     }
 }
@@ -165,6 +169,8 @@ pub(super) fn uplink(
         config::Dialect::Backhaul => upstream.encodings.clone(),
         config::Dialect::Plain => Vec::new(),
     };
+    let commands = Arc::clone(&local);
+    let command = Arc::new(move |command| commands.give(|cell| cell.commands.push(command)));
     let mut setup = uplink::Setup {
         upstream: upstream::Setup {
             link: Arc::new(link),
@@ -191,6 +197,7 @@ pub(super) fn uplink(
         day_file: config.local.socket.with_file_name("day"),
         flash_file: config.outbox.dir.join("link").join("backoff"),
         watchdog: set(lives),
+        command,
         link_changed: Arc::new(move || local.give(|cell| cell.link_changed = true)),
         event: event_hook(config, process, inbox),
     };

@@ -14,6 +14,7 @@ usage: backhaul COMMAND [OPTION...]
   check    validate the configuration; print what is effective and its bounds
   provision   set device id, endpoint and credentials, once
   send     hand records to the agent, a line each
+  listen   print commands from upstream as they come
   status   what the agent is doing and why
   outbox   look into an outbox without an agent; prove what a storage keeps
   plan     what a fleet of agents does to its server after an outage
@@ -101,6 +102,30 @@ did not come in time, 74 when the storage fails and records are kept in RAM only
   --socket PATH      the agent's socket
 
   echo 21.5 | backhaul send -t boiler/temp
+";
+
+/// `listen --help`
+pub const LISTEN: &str = "\
+usage: backhaul listen [-t FILTER] [--json] [--count N]
+                       [--config FILE|--socket PATH]
+
+Prints commands from upstream as they come, a line each: the topic, a space and
+the body, with control characters and backslashes escaped; bytes that are no
+text as base64:... A command is done when it is printed. It may come again where
+the agent was killed before it knew. Waits 10 s for an agent, and for one that
+is restarted as long as it takes.
+
+  -t, --topic FILTER  commands on these topics alone, as MQTT has it: + is one
+                      level, # all that follow; # unless said
+  --json              a JSON object a line: seq, topic, text or base64, stream
+  --count N           leave after N commands
+  --config FILE       find the agent's socket by this configuration
+  --socket PATH       the agent's socket
+
+  backhaul listen -t valve/# | while read -r topic body; do ...; done
+
+exit codes: 0 N commands came, or nobody reads, 64 usage, 69 no agent,
+            74 output, 77 permission
 ";
 
 /// `status --help`
@@ -269,6 +294,7 @@ mod tests {
             CHECK,
             PROVISION,
             SEND,
+            LISTEN,
             STATUS,
             OUTBOX,
             OUTBOX_LIST,

@@ -6,6 +6,7 @@ pub mod check;
 pub mod client;
 mod help;
 mod image;
+pub mod listen;
 mod logger;
 pub mod outbox;
 #[cfg(feature = "plan")]
@@ -31,6 +32,7 @@ pub fn main() -> ExitCode {
         Ok(Command::Check(args)) => check::run(&args),
         Ok(Command::Provision(args)) => provision::run(&args),
         Ok(Command::Send(args)) => send::run(&args),
+        Ok(Command::Listen(args)) => listen::run(&args),
         Ok(Command::Status(args)) => status::run(&args),
         Ok(Command::Outbox(args)) => outbox::run(&args),
         #[cfg(feature = "plan")]

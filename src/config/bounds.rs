@@ -4,7 +4,7 @@
 use super::Config;
 use crate::outbox;
 use crate::outbox::dead::{dead_letters_bytes_max, with_dead_letters};
-use crate::shell::{local, uplink};
+use crate::shell::{handler, local, uplink};
 
 /// Bytes by part; the sums are the bounds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,12 +32,16 @@ fn memory(config: &Config) -> Vec<(&'static str, u64)> {
         device: String::new(),
         machine: String::new(),
     };
-    vec![
+    let mut parts = vec![
         ("program", PROGRAM_BYTES),
         ("outbox", outbox::memory_bytes_max(&outbox)),
         ("local clients and their puts", local::memory_bytes_max(&config.local)),
         ("uplink", uplink::memory_bytes_max(&config.upstream, config.local.record_bytes_max)),
-    ]
+    ];
+    if !config.handlers.is_empty() {
+        parts.push(("handlers", handler::memory_bytes_max(&config.handlers)));
+    }
+    parts
 }
 
 fn flash(config: &Config) -> Vec<(String, u64)> {

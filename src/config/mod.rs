@@ -39,6 +39,9 @@ pub struct Config {
     /// What to try where nothing else helps, in order of `after_s`.
     #[serde(rename = "remedy")]
     pub remedies: Vec<Remedy>,
+    /// Programs that are given commands.
+    #[serde(rename = "handler")]
+    pub handlers: Vec<Handler>,
     /// Logging.
     pub log: Log,
 }
@@ -421,6 +424,39 @@ pub struct Remedy {
 impl Default for Remedy {
     fn default() -> Self {
         Self { after_s: 0, exec: Vec::new(), timeout_s: 60, again_after_s: 86_400 }
+    }
+}
+
+/// `[[handler]]`: a program that is given commands, one at a time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Handler {
+    /// Commands on these topics; `+` and `#` as MQTT has them.
+    pub topic: String,
+    /// Program (an absolute path) and arguments; the command's body is its standard input.
+    pub exec: Vec<String>,
+    /// It is killed after so long.
+    pub timeout_ms: u64,
+    /// Topic of the record that says how it ended and what it printed; `{seq}` in it is the command's number. Empty:
+    /// an event without the output.
+    pub reply_topic: String,
+    /// That record's lane; empty: the default lane.
+    pub reply_lane: String,
+    /// What it prints beyond is cut.
+    pub output_bytes_max: u32,
+}
+
+impl Default for Handler {
+    fn default() -> Self {
+        Self {
+            topic: String::new(),
+            exec: Vec::new(),
+            // As long as a command waits for a program that listens.
+            timeout_ms: 60_000,
+            reply_topic: String::new(),
+            reply_lane: String::new(),
+            output_bytes_max: 8192,
+        }
     }
 }
 

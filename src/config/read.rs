@@ -9,13 +9,15 @@ use super::section::{Problems, Section};
 use super::target::Target;
 use super::tree::{Place, Table};
 use super::{
-    Commit, Config, Device, Dialect, Encoding, Endpoint, Heartbeat, Lane, Local, Log, Outbox, Overflow, Pace,
+    Commit, Config, Device, Dialect, Encoding, Endpoint, Handler, Heartbeat, Lane, Local, Log, Outbox, Overflow, Pace,
     Reconnect, Remedy, Upstream, device, file, proxy, secret,
 };
+use crate::commands::filter::Filter;
 use crate::outbox::dead::DEAD_LANE;
 use crate::outbox::format::SEGMENT_BYTES_MAX;
 use crate::outbox::record_bytes_max;
 use crate::record::{LaneName, MESSAGE_BYTES_MAX};
+use crate::shell::handler::REPORT_BYTES;
 
 /// What the files mean.
 pub struct Meaning {
@@ -40,6 +42,7 @@ pub fn read(tree: &Table) -> Result<Meaning, Vec<(Place, String)>> {
     let local_section = root.section("local");
     let lane_sections = root.sections("lane").unwrap_or_default();
     let remedies = read_remedies(&mut root);
+    let handler_sections = root.sections("handler").unwrap_or_default();
     let log = read_log(root.section("log"));
     root.finish();
 
@@ -60,11 +63,12 @@ pub fn read(tree: &Table) -> Result<Meaning, Vec<(Place, String)>> {
     }
     let lanes = read_lanes(lane_sections, &outbox, &outbox_section);
     let upstream = read_upstream(upstream_section, &lanes, &mut warnings);
+    let handlers = read_handlers(handler_sections, &lanes, local.record_bytes_max);
     local_group(&local, &mut warnings);
     outbox_section.finish();
     local_section.finish();
 
-    let config = Config { device, upstream, outbox, lanes, local, remedies, log };
+    let config = Config { device, upstream, outbox, lanes, local, remedies, handlers, log };
     let problems = problems.into_sorted();
     if problems.is_empty() { Ok(Meaning { config, device: device_name, warnings }) } else { Err(problems) }
 }
@@ -387,6 +391,50 @@ fn read_remedy(mut section: Section<'_>) -> Remedy {
     }
     section.finish();
     remedy
+}
+
+fn read_handlers(sections: Vec<Section<'_>>, lanes: &[Lane], record_bytes_max: u32) -> Vec<Handler> {
+    /// Each may hold a command of 1 MiB.
+    const HANDLERS_MAX: usize = 16;
+    if let Some(section) = sections.get(HANDLERS_MAX) {
+        section.fail("topic", &format!("at most {HANDLERS_MAX} handlers are allowed"));
+    }
+    sections.into_iter().map(|section| read_handler(section, lanes, record_bytes_max)).collect()
+}
+
+fn read_handler(mut section: Section<'_>, lanes: &[Lane], record_bytes_max: u32) -> Handler {
+    let default = Handler::default();
+    let handler = Handler {
+        topic: section.text("topic").unwrap_or_default(),
+        exec: section.command("exec"),
+        timeout_ms: section.number("timeout_ms", MS, default.timeout_ms),
+        reply_topic: section.text("reply_topic").unwrap_or_default(),
+        reply_lane: section.text("reply_lane").unwrap_or_default(),
+        output_bytes_max: section.number("output_bytes_max", 0..=MESSAGE_BYTES_MAX as i64, default.output_bytes_max),
+    };
+    if let Err(fault) = Filter::try_new(&handler.topic) {
+        section.fail("topic", fault);
+    }
+    if !section.has("exec") {
+        section.fail("exec", "is needed: a program and its arguments");
+    }
+    let (topic, lane) = (handler.reply_topic.as_str(), handler.reply_lane.as_str());
+    if topic.contains(['+', '#']) {
+        section.fail("reply_topic", "+ and # are for those who listen");
+    }
+    if topic.is_empty() && !lane.is_empty() {
+        section.fail("reply_lane", "needs a reply_topic");
+    } else if !lane.is_empty() && lanes.iter().all(|known| known.name.as_str() != lane) {
+        section.fail("reply_lane", &format!("there is no lane \"{lane}\""));
+    }
+    // As base64, with what stands around it.
+    let reply = u64::from(handler.output_bytes_max) * 4 / 3 + u64::from(REPORT_BYTES) + topic.len() as u64;
+    if !topic.is_empty() && reply > u64::from(record_bytes_max) {
+        let message = format!("a reply of {reply} bytes does not fit into a record (local.record_bytes_max)");
+        section.fail("output_bytes_max", &message);
+    }
+    section.finish();
+    handler
 }
 
 /// The section comes back for what is checked against other sections.

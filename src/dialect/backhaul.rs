@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::codec::{self, FrameRef, MESSAGE_BYTES_MAX};
 use super::cursor::{Cursor, Progress, Standing};
 use super::drain::{Drain, Next};
-use super::message::{AgentMessage, Hello, HelloLane, Lost, ServerMessage, Welcome};
+use super::message::{AgentMessage, CommandCursor, Hello, HelloLane, Lost, ServerMessage, Welcome};
 use super::surface::{Config, Greeting, Input, Output, Purpose};
 use crate::config::Encoding;
 use crate::link::{Class, Failure, one_line};
@@ -113,6 +113,23 @@ impl Backhaul {
         }
     }
 
+    /// Tells the server which commands are done; never before it has greeted (rule 1).
+    pub(super) fn send_done(&mut self, CommandCursor { stream, seq }: CommandCursor) {
+        if let Phase::Open { .. } = self.phase {
+            self.transmit(&AgentMessage::Done { stream, seq }, Purpose::Commands);
+        }
+    }
+
+    /// Rule 8: the server has sent more commands than it may.
+    pub(super) fn refuse_command(&mut self) {
+        self.violation("more than 16 commands beyond the last one done");
+    }
+
+    /// What waits with the server comes with the next session.
+    pub(super) fn renew(&mut self, detail: &str) {
+        self.renewed(detail.into());
+    }
+
     fn on_frame(&mut self, frame: FrameRef<'_>, now: Instant) {
         let agreed = match (frame, self.encoding) {
             (FrameRef::Text(_), Encoding::Json) | (FrameRef::Binary(_), Encoding::Postcard) => true,
@@ -190,7 +207,8 @@ impl Backhaul {
                 Standing::Level => (),
             }
         }
-        self.outputs.push_back(Output::Greeted { name: welcome.session, server_now_ms: Some(welcome.now) });
+        let (server_now_ms, command_stream) = (Some(welcome.now), Some(welcome.command_stream));
+        self.outputs.push_back(Output::Greeted { name: welcome.session, server_now_ms, command_stream });
         let message_bytes_max = usize::try_from(welcome.message_bytes_max).unwrap_or(usize::MAX);
         self.phase = Phase::Open { message_bytes_max: message_bytes_max.min(MESSAGE_BYTES_MAX) };
         if self.is_idle() {

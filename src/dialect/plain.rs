@@ -29,7 +29,7 @@ impl Plain {
             Self { drain: Drain::new(config, greeting, now), proved: false, over: false, outputs: VecDeque::new() };
         // The upgrade is all the greeting there is.
         let name = format!("plain-{}", greeting.session);
-        session.outputs.push_back(Output::Greeted { name, server_now_ms: None });
+        session.outputs.push_back(Output::Greeted { name, server_now_ms: None, command_stream: None });
         session.pump(now);
         session
     }

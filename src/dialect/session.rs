@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::backhaul::Backhaul;
 use super::drain::Drain;
+use super::message::CommandCursor;
 use super::plain::Plain;
 use super::surface::{Config, Greeting, InFlight, Input, Output, Timer};
 use crate::time::Instant;
@@ -110,6 +111,30 @@ impl Session {
     /// What was sent on this connection and is not known to be acked.
     pub fn in_flight(&self) -> InFlight {
         InFlight { records: self.drain().flight().records, lone: self.drain().lone() }
+    }
+
+    /// Tells the far end which commands are done.
+    pub fn send_done(&mut self, done: CommandCursor) {
+        match &mut self.0 {
+            Dialect::Backhaul(session) => session.send_done(done),
+            Dialect::Plain(_) => {}
+        }
+    }
+
+    /// Ends it: the far end has sent more commands than it may.
+    pub fn refuse_command(&mut self) {
+        match &mut self.0 {
+            Dialect::Backhaul(session) => session.refuse_command(),
+            Dialect::Plain(_) => {}
+        }
+    }
+
+    /// Ends it, for a new one at once.
+    pub fn renew(&mut self, detail: &str) {
+        match &mut self.0 {
+            Dialect::Backhaul(session) => session.renew(detail),
+            Dialect::Plain(_) => {}
+        }
     }
 
     /// So many records are still to go one at a time.

@@ -147,6 +147,8 @@ pub enum Output {
         name: String,
         /// The server's Unix time, in ms, where it says.
         server_now_ms: Option<u64>,
+        /// The server's numbering of commands, where it has any.
+        command_stream: Option<u64>,
     },
     /// A first ack came, or there was nothing to send.
     Proved,

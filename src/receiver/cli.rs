@@ -1,6 +1,5 @@
 //! The command line of `backhaul-receiver`: what was typed → what it means → run it. Exit codes follow sysexits.
-//!
-//! The place for later subcommands (`command`).
+//! `command` is in [`super::command`].
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
@@ -12,19 +11,22 @@ use std::time::Duration;
 use mio::net::TcpListener;
 use native_tls::{Identity, Protocol, TlsAcceptor};
 
+use super::command::{self, Action, Asked};
+use super::commands::Beside;
 use super::door::Rate;
 use super::net::{self, Server};
 use super::restart::{self, Restart};
 use super::store::{Store, StoreError};
 use super::tokens::Tokens;
 use super::upgrade::Gate;
-use crate::exit::{CONFIG, DATA, PERMISSION, TRY_AGAIN, UNAVAILABLE, USAGE};
-use crate::shell::entropy;
+use crate::exit::{CONFIG, DATA, NO_INPUT, PERMISSION, TRY_AGAIN, UNAVAILABLE, USAGE};
+use crate::record::Body;
+use crate::shell::{clock, entropy};
 
 const HELP: &str = "\
 backhaul-receiver: the reference upstream; WebSockets in, SQLite out
-
 usage: backhaul-receiver --listen ADDR --store FILE [options]
+       backhaul-receiver command --help      sends a command down to a device
 
   --listen ADDR           address and port, as 0.0.0.0:8443; port 0 picks one
   --store FILE            the SQLite file, made when missing; FILE.lock with it
@@ -47,6 +49,8 @@ Prints `listening on ADDR:PORT` to stdout once it is ready; logs to stderr
 tells each session when to come back, leaves. SIGINT: without telling.
 ";
 
+const VERSION: &str = concat!("backhaul-receiver ", env!("CARGO_PKG_VERSION"), "\n");
+
 /// What was typed.
 #[derive(Debug, Default, PartialEq)]
 struct Typed {
@@ -67,9 +71,9 @@ struct Typed {
 /// What it means.
 #[derive(Debug, PartialEq)]
 enum Meant {
-    Help,
-    Version,
+    Print(&'static str),
     Run(Box<Options>),
+    Command(Asked),
 }
 
 #[derive(Debug, PartialEq)]
@@ -105,9 +109,9 @@ pub fn main() -> ExitCode {
         Err(message) => return report(&Exit::new(USAGE, format!("{message}; try --help"))),
     };
     let done = match meant {
-        Meant::Help => print(HELP),
-        Meant::Version => print(concat!("backhaul-receiver ", env!("CARGO_PKG_VERSION"), "\n")),
+        Meant::Print(text) => print(text),
         Meant::Run(options) => run(&options),
+        Meant::Command(asked) => run_command(asked),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -127,7 +131,12 @@ fn print(text: &str) -> Result<(), Exit> {
     printed.map_err(|error| Exit::new(UNAVAILABLE, format!("stdout: {error}")))
 }
 
-fn parse(parser: lexopt::Parser) -> Result<Meant, String> {
+fn parse(mut parser: lexopt::Parser) -> Result<Meant, String> {
+    if parser.try_raw_args().is_some_and(|args| args.peek().is_some_and(|first| first == "command")) {
+        let _command = parser.next();
+        let asked = command::parse(&mut parser).map_err(|error| format!("command: {error}"))?;
+        return Ok(asked.map_or(Meant::Print(command::HELP), Meant::Command));
+    }
     match type_of(parser).map_err(|error| error.to_string())? {
         Ok(typed) => typed.mean().map(|options| Meant::Run(Box::new(options))),
         Err(asked) => Ok(asked),
@@ -152,8 +161,8 @@ fn type_of(mut parser: lexopt::Parser) -> Result<Result<Typed, Meant>, lexopt::E
             Long("restart-gap") => typed.restart_gap_s = Some(parser.value()?.parse()?),
             Long("watch") => typed.watch = true,
             Long("page") => typed.page = Some(parser.value()?.string()?),
-            Short('h') | Long("help") => return Ok(Err(Meant::Help)),
-            Short('V') | Long("version") => return Ok(Err(Meant::Version)),
+            Short('h') | Long("help") => return Ok(Err(Meant::Print(HELP))),
+            Short('V') | Long("version") => return Ok(Err(Meant::Print(VERSION))),
             Short(_) | Long(_) | Value(_) => return Err(argument.unexpected()),
         }
     }
@@ -221,6 +230,30 @@ fn run(options: &Options) -> Result<(), Exit> {
     let page = server.page_addr().map(|address| format!("page on http://{address}/\n"));
     print(&format!("listening on {}\n{}", server.local_addr(), page.unwrap_or_default()))?;
     server.run().map_err(reactor)
+}
+
+/// Beside a receiver: the store's lock is not taken.
+fn run_command(asked: Asked) -> Result<(), Exit> {
+    let Asked { store: path, action } = asked;
+    if !path.exists() {
+        return Err(Exit::new(NO_INPUT, format!("--store {}: there is none", path.display())));
+    }
+    let failed = |error: StoreError| store_exit(&path, &error);
+    let mut store = Beside::try_new(&path).map_err(failed)?;
+    let now_ms = clock::wall_ms();
+    let (device, topic, body) = match action {
+        Action::List(device) => return print(&command::list(&store, device.as_deref(), now_ms).map_err(failed)?),
+        Action::Put { device, topic, body } => (device, topic, body),
+    };
+    let body = match body {
+        Some(text) => Some(Body::Text(text)),
+        None => command::read_body().map_err(|error| Exit::new(NO_INPUT, format!("standard input: {error}")))?,
+    };
+    let Some(body) = body.filter(|body| command::fits(&topic, body)) else {
+        return Err(Exit::new(DATA, "topic and body do not fit into a message of 1 MiB, in each of its encodings"));
+    };
+    let seq = store.put(&device, &topic, &body, now_ms).map_err(failed)?;
+    print(&format!("{seq}\n"))
 }
 
 /// Binds the first of the name's addresses that can be bound.
@@ -338,7 +371,9 @@ mod tests {
     #[test]
     fn help_fits_a_screen() {
         assert!(HELP.lines().count() <= 24 && HELP.lines().all(|line| line.len() <= 80), "{HELP}");
-        assert_eq!(typed("--help"), Ok(Meant::Help));
-        assert_eq!(typed("-V"), Ok(Meant::Version));
+        assert_eq!(typed("--help"), Ok(Meant::Print(HELP)));
+        assert_eq!(typed("-V"), Ok(Meant::Print(VERSION)));
+        assert_eq!(typed("command -h"), Ok(Meant::Print(command::HELP)));
+        assert!(typed("command --store s gw").is_err_and(|error| error.contains("topic")));
     }
 }

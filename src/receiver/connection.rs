@@ -158,6 +158,19 @@ impl Connection {
         }
     }
 
+    /// Sends what is queued; true where nothing waits any more.
+    pub fn is_flushed(&mut self) -> Result<bool, String> {
+        match &mut self.stage {
+            Stage::Open(socket) => match socket.flush() {
+                Ok(()) => Ok(true),
+                Err(error) if would_block(&error) => Ok(false),
+                Err(error) => Err(in_words(&error)),
+            },
+            Stage::Silent(..) | Stage::Securing(_) | Stage::Asked(_) | Stage::Answering(..) => Ok(false),
+            Stage::Broken(_) | Stage::Closing(_) | Stage::Lingering(_) | Stage::Ended(_) | Stage::Moving => Ok(false),
+        }
+    }
+
     /// Says goodbye. Data that still comes is thrown away; `poll` until it ends, with a deadline.
     pub fn close(&mut self, close: &Close) {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Moving) {

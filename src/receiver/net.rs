@@ -51,6 +51,8 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Reading stops and the turn commits after so long; a fifth of the second that an ack may take.
 const TURN_MAX: Duration = Duration::from_millis(200);
+/// How often it is looked whether another process has put commands into the store.
+const COMMANDS_INTERVAL: Duration = Duration::from_secs(1);
 /// Of a turn, for those that are told to come back.
 const REFUSALS_TURN_MAX: Duration = Duration::from_millis(20);
 /// New connections a turn.
@@ -116,6 +118,8 @@ pub struct Server {
     deadlines: BTreeSet<(Instant, usize)>,
     /// The listener may have more.
     accepting: bool,
+    /// When it is looked for new commands, while there are sessions.
+    commands_at: Instant,
     /// Set by a signal: leave by then.
     leave_by: Option<Instant>,
     turn: Turn,
@@ -169,6 +173,7 @@ impl Server {
             ready_refused: VecDeque::new(),
             deadlines: BTreeSet::new(),
             accepting: true,
+            commands_at: now,
             leave_by: None,
             turn: Turn::default(),
         })
@@ -194,7 +199,8 @@ impl Server {
             let now = clock::now();
             self.accept(now);
             self.report(now);
-            let settled = self.visit_ready(now).and_then(|()| self.settle(now));
+            let settled =
+                self.visit_ready(now).and_then(|()| self.look_for_commands(now)).and_then(|()| self.settle(now));
             if let Err(error) = settled {
                 self.on_store_error(&error, now);
             }
@@ -217,7 +223,8 @@ impl Server {
             || (self.accepting && self.peers.len() < self.peers_max);
         let next = self.deadlines.first().map(|(deadline, _)| *deadline);
         let page = self.page.as_ref().and_then(Page::deadline);
-        let wake = [next, self.leave_by, page, self.watch_at].into_iter().flatten().min();
+        let commands = (!self.newest.is_empty()).then_some(self.commands_at);
+        let wake = [next, self.leave_by, page, self.watch_at, commands].into_iter().flatten().min();
         let timeout = if more { Some(Duration::ZERO) } else { wake.map(|wake| wake.since(clock::now())) };
         match self.poll.poll(events, timeout) {
             Ok(()) => {}
@@ -431,6 +438,9 @@ impl Server {
         let greetings = std::mem::take(&mut self.turn.greetings);
         for (id, introduction) in &greetings {
             self.fence_older(*id, introduction, now);
+            if let Some(done) = introduction.commands.filter(|done| done.stream == self.store.command_stream()) {
+                self.store.put_hello_done(&introduction.device, done.seq, self.turn.now_ms)?;
+            }
         }
         self.store.commit()?;
         for id in std::mem::take(&mut self.turn.taken) {
@@ -441,6 +451,26 @@ impl Server {
         }
         for (id, introduction) in greetings {
             self.greet(id, introduction, now)?;
+            self.turn.commands.push(id);
+        }
+        for id in std::mem::take(&mut self.turn.commands) {
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            if let Err(why) = peer.send_commands(&self.store)? {
+                self.remove(id, &why);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever has a session is sent what another process has put into the store.
+    fn look_for_commands(&mut self, now: Instant) -> Result<(), StoreError> {
+        if self.newest.is_empty() || now < self.commands_at {
+            return Ok(());
+        }
+        self.commands_at = now + COMMANDS_INTERVAL;
+        if self.store.has_changed()? {
+            let devices = self.store.devices_with_commands()?;
+            self.turn.commands.extend(devices.iter().filter_map(|device| self.newest.get(device)));
         }
         Ok(())
     }
@@ -460,7 +490,7 @@ impl Server {
     fn greet(&mut self, id: usize, introduction: Introduction, now: Instant) -> Result<(), StoreError> {
         let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
         let Some(session) = &mut peer.session else { return Ok(()) };
-        let Introduction { device, agent, boot, last, lanes } = introduction;
+        let Introduction { device, agent, boot, last, lanes, commands: _ } = introduction;
         let lanes_len = lanes.len();
         let acked = self.store.acked(&device, lanes)?;
         let name = format!("{:08x}-{}", self.settings.run, self.sessions + 1);
@@ -528,6 +558,7 @@ impl Server {
         self.store.rollback();
         self.turn.greetings.clear();
         self.turn.taken.clear();
+        self.turn.commands.clear();
         let peers: Vec<usize> =
             self.peers.iter().filter(|(_, peer)| peer.session.is_some()).map(|(id, _)| *id).collect();
         for id in peers {

@@ -10,6 +10,7 @@ use crate::dialect::codec::encode;
 use crate::dialect::message::{FrameRef, ServerMessage};
 use crate::time::Instant;
 
+use super::commands::Command;
 use super::connection::{Connection, Event};
 use super::session::{Close, Introduction, Session, Step};
 use super::store::{Store, StoreError};
@@ -31,6 +32,8 @@ pub(super) struct Turn {
     pub(super) greetings: Vec<(usize, Introduction)>,
     /// From whom something was taken.
     pub(super) taken: Vec<usize>,
+    /// Who may be sent commands.
+    pub(super) commands: Vec<usize>,
 }
 
 /// One connection and what it is to us.
@@ -53,6 +56,10 @@ pub(super) struct Peer {
     pub(super) bytes_read: u64,
     /// Pings since the last sign of life.
     pub(super) silent_intervals: u32,
+    /// The last command sent on this connection.
+    command_sent: u64,
+    /// There may be more, once it has read what waits.
+    more_commands: bool,
 }
 
 /// What a connection holds of the door's.
@@ -93,6 +100,8 @@ impl Peer {
             queued: false,
             bytes_read: 0,
             silent_intervals: 0,
+            command_sent: 0,
+            more_commands: false,
         }
     }
 
@@ -104,7 +113,12 @@ impl Peer {
                 break;
             }
             match self.connection.poll(gate) {
-                Event::Blocked => return Visit::Blocked,
+                Event::Blocked => {
+                    if self.more_commands {
+                        turn.commands.push(id);
+                    }
+                    return Visit::Blocked;
+                }
                 Event::Moved => {}
                 Event::Opened(admitted) => {
                     self.session = Some(Session::new(admitted.encoding, admitted.grant));
@@ -150,6 +164,11 @@ impl Peer {
                 log::info!(target: "receiver", "gap device={:?} lane={lane} epoch={epoch} from={from} to={to}", self.device);
                 store.put_gap(&self.device, (&lane, epoch), (from, to), &lost, turn.now_ms)
             }
+            Step::Done { seq } => {
+                log::debug!(target: "receiver", "done device={:?} seq={seq}", self.device);
+                turn.commands.push(id);
+                return store.put_done(&self.device, seq, turn.now_ms).map_err(Visit::Failed);
+            }
         };
         put.map_err(Visit::Failed)?;
         if turn.taken.last() != Some(&id) {
@@ -161,6 +180,31 @@ impl Peer {
     pub(super) fn send(&mut self, message: &ServerMessage) -> Result<(), String> {
         let Some(session) = &self.session else { return Ok(()) };
         self.connection.send(encode(message, session.encoding()))
+    }
+
+    /// Sends what waits for it, one after the other as it reads them: a command may be as large as all that may wait to
+    /// be read. The inner error is about the connection.
+    pub(super) fn send_commands(&mut self, store: &Store) -> Result<Result<(), String>, StoreError> {
+        if !self.session.as_ref().is_some_and(Session::is_up) {
+            return Ok(Ok(()));
+        }
+        loop {
+            self.more_commands = match self.connection.is_flushed() {
+                Ok(is_flushed) => !is_flushed,
+                Err(why) => return Ok(Err(why)),
+            };
+            if self.more_commands {
+                return Ok(Ok(()));
+            }
+            let Some(Command { seq, topic, body }) = store.next_command(&self.device, self.command_sent)? else {
+                return Ok(Ok(()));
+            };
+            log::debug!(target: "receiver", "command device={:?} seq={seq}", self.device);
+            self.command_sent = seq;
+            if let Err(why) = self.send(&ServerMessage::Command { seq, topic, body }) {
+                return Ok(Err(why));
+            }
+        }
     }
 
     /// Acks all that was taken from it; the caller has committed.

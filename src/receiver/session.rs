@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::config::Encoding;
 use crate::dialect::codec::{MESSAGE_BYTES_MAX, decode};
-use crate::dialect::message::{Acked, AgentMessage, FrameRef, Hello, Lost, ServerMessage, Welcome};
+use crate::dialect::message::{Acked, AgentMessage, CommandCursor, FrameRef, Hello, Lost, ServerMessage, Welcome};
 use crate::record::{Epoch, LaneName, Record, Seq};
 
 use super::tokens::Grant;
@@ -74,6 +74,11 @@ pub enum Step {
         /// At least one cause, each once.
         lost: Vec<Lost>,
     },
+    /// Note that every command up to there is done.
+    Done {
+        /// The last of them.
+        seq: u64,
+    },
 }
 
 /// What `hello` said that others need to know.
@@ -89,6 +94,8 @@ pub struct Introduction {
     pub last: Option<String>,
     /// The (lane, epoch) pairs of this connection, each once.
     pub lanes: Vec<LaneEpoch>,
+    /// The last command done, and in which numbering.
+    pub commands: Option<CommandCursor>,
 }
 
 /// What `welcome` says beside `acked`.
@@ -107,6 +114,8 @@ pub struct Greeting {
 pub struct Session {
     encoding: Encoding,
     grant: Grant,
+    /// As `welcome` said.
+    command_stream: u64,
     state: State,
 }
 
@@ -138,7 +147,7 @@ struct Progress {
 impl Session {
     /// A connection that has just been upgraded.
     pub fn new(encoding: Encoding, grant: Grant) -> Self {
-        Self { encoding, grant, state: State::Expecting }
+        Self { encoding, grant, command_stream: 0, state: State::Expecting }
     }
 
     /// The encoding of both directions.
@@ -173,6 +182,7 @@ impl Session {
         if !matches!(self.state, State::Greeting) {
             return None;
         }
+        self.command_stream = greeting.command_stream;
         let stored = acked.iter().filter(|(_, seq)| *seq > 0);
         let stored = stored.map(|((lane, epoch), seq)| Acked { lane: lane.clone(), epoch: *epoch, seq: *seq });
         let welcome = Welcome {
@@ -214,8 +224,11 @@ impl Session {
             AgentMessage::Hello(hello) => self.on_hello(hello),
             AgentMessage::Records { lane, epoch, records } => self.on_records(lane, epoch, records),
             AgentMessage::Gap { lane, epoch, from, to, lost } => self.on_gap(lane, epoch, from, to, lost),
-            // No commands are sent yet, so none can be done; whatever an agent remembers is of another time.
-            AgentMessage::Done { .. } => self.lanes().map(|_| Step::Ignore),
+            // Of another numbering: whatever an agent remembers is of another store.
+            AgentMessage::Done { stream, seq } => {
+                self.lanes()?;
+                Ok(if stream == self.command_stream { Step::Done { seq } } else { Step::Ignore })
+            }
         }
     }
 
@@ -240,8 +253,8 @@ impl Session {
         lanes.sort();
         lanes.dedup();
         self.state = State::Greeting;
-        let Hello { device, agent, boot, last, .. } = hello;
-        Ok(Step::Greet(Introduction { device, agent, boot, last, lanes }))
+        let Hello { device, agent, boot, last, commands, .. } = hello;
+        Ok(Step::Greet(Introduction { device, agent, boot, last, lanes, commands }))
     }
 
     fn on_records(&mut self, lane: LaneName, epoch: Epoch, mut records: Vec<Record>) -> Result<Step, Close> {
@@ -333,7 +346,7 @@ fn settle(lost: Vec<Lost>, numbers: u64) -> Vec<Lost> {
 mod tests {
     use super::*;
     use crate::dialect::codec::encode;
-    use crate::dialect::message::{CommandCursor, HelloLane};
+    use crate::dialect::message::HelloLane;
     use crate::record::Body;
 
     fn lane(name: &str) -> LaneName {
@@ -418,7 +431,8 @@ mod tests {
             assert_eq!(code(say(&mut Session::new(Encoding::Json, Grant::Any), &early)), 1008);
         }
         assert_eq!(code(say(&mut up(0), &hello(&[]))), 1008);
-        assert_eq!(say(&mut up(0), &done), Ok(Step::Ignore));
+        assert_eq!(say(&mut up(0), &done), Ok(Step::Ignore), "of another stream");
+        assert_eq!(say(&mut up(0), &AgentMessage::Done { stream: 9, seq: 4 }), Ok(Step::Done { seq: 4 }));
     }
 
     #[test]

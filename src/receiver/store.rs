@@ -5,6 +5,7 @@
 //! gaps(device, lane, epoch, from, to, why, count, received)      a cause each of what will never come
 //! lanes(device, lane, epoch, acked)                              all of exactly-once: the highest number stored
 //! meta(name, value)                                              `command_stream`
+//! commands, command_cursors                                      see [`commands`]
 //! ```
 //!
 //! `acked` comes from `lanes`, never from `records`, which retention may delete, and is advanced in the transaction
@@ -21,6 +22,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::dialect::message::Lost;
 use crate::record::{Epoch, INTEGER_MAX, LaneName, Record, Seq};
 
+use super::commands;
 use super::session::LaneEpoch;
 
 /// The tables' version, in `user_version`.
@@ -57,7 +59,9 @@ const ACKED: &str = "SELECT acked FROM lanes WHERE device = ?1 AND lane = ?2 AND
 
 /// The store, held by one process at a time.
 pub struct Store {
-    connection: Connection,
+    pub(super) connection: Connection,
+    /// Moves when another process writes.
+    pub(super) data_version: i64,
     command_stream: u64,
     /// Something was put since the last commit.
     open: bool,
@@ -112,12 +116,14 @@ impl Store {
             return Err(StoreError::Newer(version));
         }
         connection.execute_batch(SCHEMA)?;
+        connection.execute_batch(commands::SCHEMA)?;
         connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         let drawn = fastrand::Rng::with_seed(seed).u64(1..=INTEGER_MAX) as i64;
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('command_stream', ?1)", [drawn])?;
         let command_stream: i64 =
             connection.query_row("SELECT value FROM meta WHERE name = 'command_stream'", [], |row| row.get(0))?;
-        Ok(Self { connection, command_stream: command_stream as u64, open: false, _lock: lock })
+        let data_version = connection.pragma_query_value(None, "data_version", |row| row.get(0))?;
+        Ok(Self { connection, data_version, command_stream: command_stream as u64, open: false, _lock: lock })
     }
 
     /// Which numbering of commands this store holds; the same for its life.
@@ -212,7 +218,7 @@ impl Store {
         Ok(count as u64)
     }
 
-    fn begin(&mut self) -> Result<(), StoreError> {
+    pub(super) fn begin(&mut self) -> Result<(), StoreError> {
         if !self.open {
             self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
             self.open = true;

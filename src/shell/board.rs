@@ -37,7 +37,7 @@ pub struct Board {
     pub flash: Pinned<status::Flash>,
     /// Written by outbox.
     pub delay: Pinned<status::Delay>,
-    /// Written by uplink: commands received, delivered and done.
+    /// Written by uplink (received, done) and local (the rest).
     pub commands: Pinned<status::Commands>,
     /// Written by outbox: bytes of records that it holds in RAM.
     pub outbox_bytes: AtomicU64,

@@ -2,13 +2,15 @@
 //! gone when this returns. What it prints is known to the caller alone; its errors go nowhere, because they may quote
 //! a secret.
 
-use std::io::{self, PipeReader, Read as _};
+use std::fs::File;
+use std::io::{self, PipeReader, Read as _, Seek as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use crate::shell::clock;
@@ -59,6 +61,31 @@ pub fn run(
     process.stderr(writer.try_clone().map_err(Fault::Io)?).stdout(writer);
     let reader = Reader { pipe: Some(pipe), bytes: Vec::new(), bytes_max, cut: true };
     to_its_end(process, reader, timeout, || true)
+}
+
+/// How a program left to which this was given as its standard input, and the beginning of what it printed.
+pub fn feed(
+    command: &[String],
+    environment: &[(&str, String)],
+    input: &[u8],
+    bytes_max: usize,
+    timeout: Duration,
+    wanted: impl Fn() -> bool,
+) -> Result<(ExitStatus, Vec<u8>), Fault> {
+    let (pipe, writer) = io::pipe().map_err(Fault::Io)?;
+    let mut process = process(command)?;
+    process.envs(environment.iter().map(|(name, value)| (name, value)));
+    process.stdin(file_of(input).map_err(Fault::Io)?).stdout(writer).stderr(Stdio::null());
+    let reader = Reader { pipe: Some(pipe), bytes: Vec::new(), bytes_max, cut: true };
+    to_its_end(process, reader, timeout, wanted)
+}
+
+/// A file in memory: unlike a pipe it takes everything, whether the program reads or not.
+fn file_of(bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("backhaul-command", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 fn process(command: &[String]) -> Result<Command, Fault> {

@@ -7,6 +7,7 @@ mod command;
 pub mod disk;
 pub mod entropy;
 mod errand;
+pub(crate) mod handler;
 pub mod hardware;
 pub mod lifetime;
 pub mod local;

@@ -6,13 +6,18 @@
 //!   refusal a record in the window.
 //! - outbox → uplink: the current [`Offer`]s, answers to fetches.
 //! - outbox → local: [`Outcome`]s, one a put.
+//! - uplink → local: [`Command`]s, as many as are under way at most.
+//! - local → outbox → uplink: the last command done, one cell each; in between it goes to flash.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::commands::Command;
 use crate::config::Endpoint;
+use crate::dialect::message::CommandCursor;
 use crate::outbox::Draft;
 use crate::record::{Epoch, Fetch, Item, LaneName, Offer, Seq};
+use crate::shell::handler::Report;
 use crate::shell::saved::Written;
 use crate::shell::uplink::Setup;
 use crate::time::Instant;
@@ -114,6 +119,8 @@ pub struct ForOutbox {
     pub prepare_offers: bool,
     /// The upstream's time in Unix ms, and when it was told: read with the fetches that follow it.
     pub server_time: Option<(u64, Instant)>,
+    /// Every command up to there is done; to be kept on flash.
+    pub done: Option<CommandCursor>,
     /// What was written to flash beside the outbox since the thread looked.
     pub beside: Written,
     /// The agent is about to leave: no commit is held back any more.
@@ -137,6 +144,7 @@ impl ForOutbox {
             && self.rejected.is_empty()
             && self.foreign.is_empty()
             && !self.prepare_offers
+            && self.done.is_none()
             && self.beside == Written::default()
             && !self.hurry
             && !self.stop
@@ -154,6 +162,8 @@ pub struct ForUplink {
     pub offers_prepared: bool,
     /// Answers to fetches.
     pub items: Vec<(Fetch, Vec<Item>)>,
+    /// Every command up to there is done, on flash.
+    pub done: Option<CommandCursor>,
     /// Another configuration, to be taken up in place, and what its `endpoints_file` says, if that is good.
     pub setup: Option<(Box<Setup>, Option<Vec<Endpoint>>)>,
     /// Someone asks for a reload that changed nothing in the configuration: credentials may have changed.
@@ -167,6 +177,10 @@ pub struct ForUplink {
 pub struct ForLocal {
     /// Answers to puts.
     pub outcomes: Vec<Outcome>,
+    /// For local programs, in order; at most [`COMMANDS_MAX`](crate::commands::COMMANDS_MAX) are not done.
+    pub commands: Vec<Command>,
+    /// Handlers' runs that have ended; at most one each.
+    pub handled: Vec<Report>,
     /// The link's state changed (for `watch`).
     pub link_changed: bool,
     /// Take nothing more, answer what was taken, leave.

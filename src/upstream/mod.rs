@@ -12,8 +12,10 @@ mod too_large;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use crate::commands::Command;
+use crate::commands::intake::{Intake, Verdict};
 use crate::config::Encoding;
-use crate::dialect::message::Frame;
+use crate::dialect::message::{CommandCursor, Frame};
 use crate::dialect::{self, Greeting, InFlight, Purpose, Session};
 use crate::link::{self, Class, Failure, Link};
 use crate::record::{Body, Epoch, Fetch, Item, LaneName, Offer, Seq};
@@ -114,6 +116,8 @@ pub enum Input<'a> {
     Offers(&'a [Offer]),
     /// The outbox's answer.
     Items(&'a Fetch, Vec<Item>),
+    /// Every command up to there is done, on flash.
+    Done(CommandCursor),
     /// What this machine knows of its network: see [`link::Input::Network`].
     Network {
         /// Bit i: endpoint i can be dialed.
@@ -230,15 +234,9 @@ pub enum Output {
         /// One line, for people.
         detail: String,
     },
-    /// For local programs.
-    Command {
-        /// Its number in the command stream.
-        seq: u64,
-        /// What it is about.
-        topic: String,
-        /// What it says.
-        body: Body,
-    },
+    /// For local programs: a command that is new, at most [`COMMANDS_MAX`](crate::commands::COMMANDS_MAX) beyond the
+    /// last [`Input::Done`].
+    Command(Command),
     /// Keep beside the socket.
     Save(link::Saved),
     /// Keep beside the socket, too: what was spent of the day's bytes.
@@ -279,6 +277,10 @@ pub struct Upstream {
     /// in its window, or in its `welcome`.
     refused: BTreeSet<(LaneName, Epoch, Seq)>,
     too_large: TooLarge,
+    /// Commands that came and are not done.
+    intake: Intake,
+    /// Commands done, all together.
+    done: u64,
     cap: Cap,
     /// The boot that has taken a session over, where the server named it.
     taken_over_by: Option<String>,
@@ -295,6 +297,8 @@ struct Live {
     refused: bool,
     /// The number in the heartbeat's newest ping, where it has one.
     heartbeat: Option<u64>,
+    /// The last command done, as the far end knows it.
+    told: Option<CommandCursor>,
 }
 
 impl Upstream {
@@ -314,6 +318,8 @@ impl Upstream {
             foreign: Vec::new(),
             refused: BTreeSet::new(),
             too_large: TooLarge::default(),
+            intake: Intake::default(),
+            done: 0,
             cap,
             taken_over_by: None,
             outputs: VecDeque::new(),
@@ -333,6 +339,11 @@ impl Upstream {
     /// Bytes on the wire in the last 24 hours, and whether only lanes that are exempt may add to them.
     pub fn day(&self) -> (u64, bool) {
         (self.cap.day_bytes(), self.cap.is_spent())
+    }
+
+    /// Commands done since the start.
+    pub fn commands_done(&self) -> u64 {
+        self.done
     }
 
     /// The far end has greeted, and the session lives.
@@ -375,6 +386,7 @@ impl Upstream {
                 self.tell(dialect::Input::Offers(&ours), now);
             }
             Input::Items(fetch, items) => self.tell(dialect::Input::Items(fetch, items), now),
+            Input::Done(done) => self.on_done(done),
             Input::Network { usable, changed } => {
                 self.link.handle_input(link::Input::Network { usable, changed }, now);
             }
@@ -422,7 +434,7 @@ impl Upstream {
             agent: self.agent.clone(),
             boot: self.boot.clone(),
             offers: self.ours(offers),
-            commands: None,
+            commands: self.intake.done(),
             last: self.link.last_class().map(|class| class.name().into()),
             session: self.sessions,
             encoding,
@@ -431,7 +443,8 @@ impl Upstream {
             lone_records: self.too_large.lone_records(),
         };
         let session = Session::new(Arc::clone(&self.dialect), greeting, now);
-        self.session = Some(Live { session, name: None, refused: false, heartbeat: None });
+        let told = self.intake.done();
+        self.session = Some(Live { session, name: None, refused: false, heartbeat: None, told });
     }
 
     fn on_wire(&mut self, bytes: u64, now: Instant) {
@@ -496,6 +509,34 @@ impl Upstream {
         let is_plain_end = matches!(code.parse(), Ok(1000 | 1001 | 1008 | 4000..=4999));
         let is_meant = boot == reason && is_plain_end || reason.to_ascii_lowercase().contains("boot");
         (like_ours && has_digit(boot) && is_meant).then_some(boot)
+    }
+
+    fn on_command(&mut self, seq: u64, topic: String, body: Body) {
+        match self.intake.handle_command(seq, topic.len() + body.as_bytes().len()) {
+            Verdict::Take => {
+                self.outputs.push_back(Output::Command(Command { stream: self.intake.stream(), seq, topic, body }));
+            }
+            Verdict::Known | Verdict::Later => {}
+            Verdict::TooMany => self.session.iter_mut().for_each(|live| live.session.refuse_command()),
+        }
+    }
+
+    fn on_done(&mut self, done: CommandCursor) {
+        self.done += self.intake.handle_done(done);
+        self.tell_done();
+        if let Some(live) = self.session.as_mut().filter(|_| self.intake.wants_session()) {
+            live.session.renew("commands that had no room wait with the server");
+        }
+    }
+
+    /// The far end has greeted: it hears of what it does not know to be done.
+    fn tell_done(&mut self) {
+        let done = self.intake.done();
+        let Some(live) = self.session.as_mut().filter(|live| live.name.is_some() && done != live.told) else { return };
+        if let Some(done) = done {
+            live.told = Some(done);
+            live.session.send_done(done);
+        }
     }
 
     /// The offers without the numberings that are not ours. The outbox needs a moment to draw new ones (rule 7);
@@ -563,11 +604,15 @@ impl Upstream {
             dialect::Output::Transmit { frame, purpose } => self.outputs.push_back(Output::Transmit { frame, purpose }),
             dialect::Output::Ping(counter) => self.outputs.push_back(Output::Ping { counter: Some(counter) }),
             dialect::Output::Fetch(fetch) => self.outputs.push_back(Output::Fetch(fetch)),
-            dialect::Output::Greeted { name, server_now_ms } => {
+            dialect::Output::Greeted { name, server_now_ms, command_stream } => {
                 if let Some(live) = &mut self.session {
                     live.name = Some(name);
                 }
                 self.outputs.extend(server_now_ms.map(|now_ms| Output::ServerTime { now_ms }));
+                if let Some(stream) = command_stream {
+                    self.intake.handle_stream(stream);
+                    self.tell_done();
+                }
                 self.link.handle_input(link::Input::Greeted, now);
             }
             dialect::Output::Proved => self.link.handle_input(link::Input::Proved, now),
@@ -593,9 +638,7 @@ impl Upstream {
                 let detail = format!("lane {lane}: epoch {epoch} was acked up to {had}, now up to {acked}");
                 self.event("acks_forgotten", detail);
             }
-            dialect::Output::Command { seq, topic, body } => {
-                self.outputs.push_back(Output::Command { seq, topic, body })
-            }
+            dialect::Output::Command { seq, topic, body } => self.on_command(seq, topic, body),
             dialect::Output::Retry { after_ms, spread_ms, endpoint } => {
                 let endpoint = endpoint.and_then(|url| self.endpoint_index(&url));
                 self.link.handle_input(link::Input::Retry { after_ms, spread_ms, endpoint }, now);
@@ -668,6 +711,7 @@ impl Upstream {
     /// Nothing of the session outlives it: what it wanted sent or fetched is forgotten with it.
     fn end_session(&mut self) {
         let Some(Live { session, .. }) = self.session.take() else { return };
+        self.intake.handle_end();
         self.too_large.on_end(session.lone_records());
         if session.largest_batch() > 0 && !session.progressed() {
             // Half of what did not get through, which may have been less than what was allowed.
@@ -686,7 +730,7 @@ impl Upstream {
             | Output::ServerTime { .. }
             | Output::Changed
             | Output::Event { .. }
-            | Output::Command { .. }
+            | Output::Command(_)
             | Output::Save(_)
             | Output::SaveDay(_)
             | Output::GiveUp => true,

@@ -631,3 +631,69 @@ fn that_the_days_bytes_are_spent_is_told_once_and_kept_and_over_a_day_later() {
     script.upstream.handle_timeout(script.now);
     assert_eq!(script.upstream.day(), (0, false));
 }
+
+fn command(script: &mut Script, seq: u64, bytes: usize) {
+    script.say(&ServerMessage::Command { seq, topic: "t".into(), body: Body::Text("x".repeat(bytes)) });
+}
+
+/// The commands handed down since the script last looked.
+fn commands(script: &mut Script) -> Vec<(u64, u64)> {
+    let taken = |output: &mut Output| matches!(output, Output::Command(_));
+    let commands = script.outputs.extract_if(.., taken);
+    commands
+        .map(|output| if let Output::Command(command) = output { (command.stream, command.seq) } else { (0, 0) })
+        .collect()
+}
+
+fn done(script: &mut Script, stream: u64, seq: u64) -> Vec<AgentMessage> {
+    script.sent();
+    script.tell(Input::Done(CommandCursor { stream, seq }));
+    script.sent()
+}
+
+// bytebeamio/uplink persists its actions: what was done before a restart is not done again after it.
+#[test]
+fn each_command_is_handed_down_once_and_what_is_done_is_told_when_flash_has_it() {
+    let mut script = Script::new();
+    // What flash says at the start.
+    script.tell(Input::Done(CommandCursor { stream: 1, seq: 2 }));
+    assert_eq!(script.upgrade().commands, Some(CommandCursor { stream: 1, seq: 2 }));
+    script.welcome(40);
+    assert!(script.sent().is_empty(), "hello has said it");
+    (1..=4).for_each(|seq| command(&mut script, seq, 1));
+    assert_eq!(commands(&mut script), [(1, 3), (1, 4)]);
+    assert_eq!(done(&mut script, 1, 3), [AgentMessage::Done { stream: 1, seq: 3 }]);
+    assert_eq!(done(&mut script, 1, 3), []);
+    assert_eq!(script.upstream.commands_done(), 1);
+    script.reset();
+    assert_eq!(script.upgrade().commands, Some(CommandCursor { stream: 1, seq: 3 }));
+    // Between hello and welcome nothing is said (rule 1), and nothing is forgotten.
+    assert_eq!(done(&mut script, 1, 4), []);
+    script.welcome(40);
+    assert!(script.sent().contains(&AgentMessage::Done { stream: 1, seq: 4 }));
+    (3..=5).for_each(|seq| command(&mut script, seq, 1));
+    assert_eq!(commands(&mut script), [(1, 5)]);
+}
+
+#[test]
+fn a_server_with_too_many_commands_under_way_is_left_and_one_with_too_large_ones_asked_again() {
+    let mut script = Script::new();
+    script.upgrade();
+    script.welcome(40);
+    (1..=17).for_each(|seq| command(&mut script, seq, 1));
+    assert_eq!(commands(&mut script).len(), 16);
+    assert!(script.take(|output| matches!(output, Output::Drop { close: Some(1008) })).is_some());
+    assert_eq!(script.upgrade().commands, None);
+    script.welcome(40);
+    done(&mut script, 1, 16);
+    (17..=20).for_each(|seq| command(&mut script, seq, 900_000));
+    assert_eq!(commands(&mut script), [(1, 17), (1, 18)], "no more than there is room for");
+    done(&mut script, 1, 17);
+    assert!(script.upstream.is_up());
+    done(&mut script, 1, 18);
+    assert!(!script.upstream.is_up(), "what is left comes with a new session");
+    assert_eq!(script.upgrade().commands, Some(CommandCursor { stream: 1, seq: 18 }));
+    script.welcome(40);
+    (19..=20).for_each(|seq| command(&mut script, seq, 900_000));
+    assert_eq!(commands(&mut script), [(1, 19), (1, 20)]);
+}

@@ -221,7 +221,7 @@ STATUS = {
     "wire": {"bytes_sent": int, "bytes_received": int, "day_bytes": int, "capped": bool,
              "by_purpose": {"records": WAY, "acks": WAY, "commands": WAY, "heartbeat": WAY, "handshake": WAY}},
     "delay": {"put_to_committed_ms": PERCENTILES, "put_to_delivered_ms": PERCENTILES},
-    "commands": {"received": int, "delivered": int, "done": int},
+    "commands": {"received": int, "delivered": int, "done": int, "waiting": int, "unclaimed": int, "timed_out": int},
     "memory": {"rss_bytes": int, "queues_bytes": int, "queues_bytes_max": int},
 }
 LANE = {"name": str, "epoch": int, "depth": int, "bytes": int, "bytes_max": int, "oldest_s": (NUMBER, None),

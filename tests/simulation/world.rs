@@ -492,7 +492,7 @@ impl World {
                 Output::Drop { close } => self.drop_transport(close),
                 Output::GiveUp => return Err("gave up".into()),
                 Output::Probe { .. } | Output::Remedy { .. } | Output::SaveDay(_) => {}
-                Output::Changed | Output::Event { .. } | Output::Command { .. } | Output::ServerTime { .. } => {}
+                Output::Changed | Output::Event { .. } | Output::Command(_) | Output::ServerTime { .. } => {}
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use std::time::Duration;
 use lexopt::{Arg, Parser, ValueExt};
 
 use super::help;
+use crate::commands::filter::Filter;
 use crate::config::load::DEFAULT_PATH;
 use crate::shell::port::Wait;
 #[cfg(feature = "plan")]
@@ -29,6 +30,8 @@ pub enum Command {
     Provision(ProvisionArgs),
     /// `send`
     Send(SendArgs),
+    /// `listen`
+    Listen(ListenArgs),
     /// `status`
     Status(StatusArgs),
     /// `outbox`
@@ -138,6 +141,19 @@ impl SendArgs {
     pub const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 }
 
+/// `backhaul listen`
+#[derive(Debug, PartialEq)]
+pub struct ListenArgs {
+    /// Where the agent is.
+    pub agent: Agent,
+    /// Which commands.
+    pub topic: String,
+    /// For programs.
+    pub json: bool,
+    /// Leave after so many.
+    pub count: Option<u64>,
+}
+
 /// How `status` answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum View {
@@ -234,7 +250,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageE
         None if typed.help => return Ok(Command::Print(help::ALL)),
         None => {
             return Err(UsageError(
-                "what to do? one of run, check, provision, send, status, outbox, plan (see --help)".into(),
+                "what to do? one of run, check, provision, send, listen, status, outbox, plan (see --help)".into(),
             ));
         }
         Some(command) => command,
@@ -244,6 +260,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageE
         "check" => typed.check(),
         "provision" => typed.provision(),
         "send" => typed.send(),
+        "listen" => typed.listen(),
         "status" => typed.status(),
         "outbox" => typed.outbox(),
         #[cfg(feature = "plan")]
@@ -251,7 +268,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageE
         #[cfg(not(feature = "plan"))]
         "plan" => Ok(Command::NotBuilt("plan")),
         other => Err(UsageError(format!(
-            "unknown command '{other}': one of run, check, provision, send, status, outbox, plan"
+            "unknown command '{other}': one of run, check, provision, send, listen, status, outbox, plan"
         ))),
     }
 }
@@ -294,8 +311,8 @@ impl Typed {
                 "config" | "socket" | "lane" | "topic" | "wait" | "timeout" | "seconds" | "bytes" | "seen"
                 | "witness" | "kills" | "devices" | "accept-rate" | "burst" | "backlog" | "outage" | "down"
                 | "device-id" | "url" | "token-file" | "ca-file" | "cert-file" | "key-file" | "from" | "user"
-                | "image" | "over" | "falls-over-at" | "loss-spread" | "rtt" | "peak" | "back-within" | "seed"
-                | "svg" => {
+                | "image" | "count" | "over" | "falls-over-at" | "loss-spread" | "rtt" | "peak" | "back-within"
+                | "seed" | "svg" => {
                     let value = parser.value().map_err(usage)?;
                     typed.options.push((name, Some(value)));
                 }
@@ -382,6 +399,23 @@ impl Typed {
         };
         self.finish("send")?;
         Ok(Command::Send(args))
+    }
+
+    fn listen(mut self) -> Result<Command, UsageError> {
+        if self.help {
+            return Ok(Command::Print(help::LISTEN));
+        }
+        let args = ListenArgs {
+            agent: self.agent()?,
+            topic: self.text("topic")?.unwrap_or_else(|| "#".into()),
+            json: self.flag("json"),
+            count: self.text("count")?.map(|word| count(&word)).transpose()?,
+        };
+        if let Err(fault) = Filter::try_new(&args.topic) {
+            return Err(UsageError(format!("--topic {}: {fault}", args.topic)));
+        }
+        self.finish("listen")?;
+        Ok(Command::Listen(args))
     }
 
     fn status(mut self) -> Result<Command, UsageError> {
@@ -499,6 +533,12 @@ impl Typed {
             Some(operand) => Err(UsageError(format!("unexpected argument '{}'", operand.to_string_lossy()))),
         }
     }
+}
+
+/// How many to wait for.
+fn count(word: &str) -> Result<u64, UsageError> {
+    let count = word.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| UsageError(format!("--count {word}: a whole number from 1")))
 }
 
 fn one_of<T: Copy>(name: &str, word: &str, words: &[(&str, T)]) -> Result<T, UsageError> {

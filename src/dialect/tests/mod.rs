@@ -196,7 +196,7 @@ fn line(output: &Output) -> String {
         }
         Output::Ping(counter) => format!("ping {counter}"),
         Output::Fetch(fetch) => format!("fetch {} {}", fetch.lane, fetch.from),
-        Output::Greeted { name, server_now_ms } => format!("greeted {name} {}", server_now_ms.unwrap_or(0)),
+        Output::Greeted { name, server_now_ms, .. } => format!("greeted {name} {}", server_now_ms.unwrap_or(0)),
         Output::Proved => "proved".into(),
         Output::Acked { lane, seq, .. } => format!("acked {lane} {seq}"),
         Output::Rejected { lane, seq, reason, .. } => format!("rejected {lane} {seq} {reason}"),

@@ -5,17 +5,20 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, BufRead as _, Read, Write};
 use std::mem;
 use std::net::Shutdown;
+use std::sync::Arc;
 
 use mio::net::UnixStream;
 
+use super::pieces::Pieces;
 use super::request::{self, Id, Refusal};
+use crate::commands::Command;
 use crate::shell::port::{Outcome, Ticket};
 
 /// Read at once; a client's input buffer where no line is longer.
 const INPUT_BYTES: usize = 16 << 10;
 /// Answers written but not yet taken by the client; no further one is written, and no request read, from there on.
 const OUTPUT_BYTES_MAX: usize = 32 << 10;
-/// A `status`, the longest answer there is.
+/// A `status`, the longest answer there is; longer than a piece of a command.
 const ANSWER_BYTES: usize = 8 << 10;
 /// What an idle client's output buffer may keep.
 const OUTPUT_BYTES_KEPT: usize = 4 << 10;
@@ -56,6 +59,10 @@ pub(super) struct Client {
     watch: Option<Option<Id>>,
     /// The link has changed since it heard of it.
     link_changed: bool,
+    /// It has asked for commands.
+    subscribed: bool,
+    /// On its way out; nothing else is before its end.
+    command: Option<Pieces>,
     output: Vec<u8>,
     written: usize,
     /// We have ended our side.
@@ -89,6 +96,7 @@ enum State {
     Refused(&'static str, String),
     Status,
     Link,
+    Subscribed,
 }
 
 /// What goes into answers about the agent itself.
@@ -147,6 +155,8 @@ impl Client {
             late: VecDeque::new(),
             watch: None,
             link_changed: false,
+            subscribed: false,
+            command: None,
             output: Vec::new(),
             written: 0,
             shut: false,
@@ -180,7 +190,7 @@ impl Client {
         match self.phase {
             Phase::Open => false,
             Phase::Discarding(_) => self.deaf,
-            Phase::Ended => self.deaf || (self.requests() == 0 && self.output.is_empty()),
+            Phase::Ended => self.deaf || (self.requests() == 0 && self.output.is_empty() && self.command.is_none()),
             Phase::Gone => true,
         }
     }
@@ -257,6 +267,31 @@ impl Client {
     pub fn expect_watch(&mut self, id: Option<Id>) {
         self.watch = Some(id.clone());
         self.asked.push_back(Asked { id, state: State::Link });
+    }
+
+    /// It has asked for commands; only who gave the request an id wants to hear that it has.
+    pub fn expect_commands(&mut self, id: Option<Id>) {
+        self.subscribed = true;
+        if id.is_some() {
+            self.asked.push_back(Asked { id, state: State::Subscribed });
+        }
+    }
+
+    /// It has asked for commands.
+    pub fn is_subscribed(&self) -> bool {
+        self.subscribed
+    }
+
+    /// It can be given another command.
+    pub fn wants_command(&self) -> bool {
+        let has_room = self.command.is_none() && self.output.len() - self.written < OUTPUT_BYTES_MAX;
+        self.subscribed && self.phase == Phase::Open && !self.deaf && has_room
+    }
+
+    /// It is given one.
+    pub fn give_command(&mut self, command: Arc<Command>) {
+        debug_assert!(self.command.is_none(), "asked for by `wants_command`");
+        self.command = Some(Pieces::new(command));
     }
 
     /// The link has changed.
@@ -412,6 +447,12 @@ impl Client {
 
     fn render(&mut self, facts: &impl Facts) {
         while self.output.len() - self.written < OUTPUT_BYTES_MAX {
+            if let Some(pieces) = &mut self.command {
+                if !pieces.write(&mut self.output) {
+                    self.command = None;
+                }
+                continue;
+            }
             let asked = match self.late.pop_front() {
                 Some(asked) => asked,
                 None if self.asked.front().is_some_and(|asked| !matches!(asked.state, State::Waiting)) => {
@@ -431,6 +472,7 @@ impl Client {
                 State::Refused(code, message) => request::write_error(out, code, &message, id),
                 State::Status => request::write_object(out, "status", &facts.snapshot(), id),
                 State::Link => request::write_object(out, "link", &facts.link(), id),
+                State::Subscribed => request::write_subscribed(out, id),
             }
         }
     }

@@ -7,6 +7,9 @@
 //! outbox. Nothing here waits: backpressure reaches a producer as a full socket.
 
 mod client;
+mod downlink;
+mod handling;
+mod pieces;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -16,17 +19,26 @@ use std::mem;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 
+use crate::commands::desk::{Counts, Desk, FILTERS_MAX};
+use crate::commands::filter::{FILTER_BYTES_MAX, Filter};
+use crate::commands::{COMMANDS_BYTES_MAX, COMMANDS_MAX, Command};
 use crate::config;
 use crate::config::group::group_id;
+use crate::record::MESSAGE_BYTES_MAX;
+use crate::shell::EventHook;
 use crate::shell::clock;
+use crate::shell::handler::{Report, Runs};
 use crate::shell::port::{ForLocal, ForOutbox, Outcome, PUTS_BYTES_MAX, PUTS_MAX, Port, Put, Wait};
 use crate::shell::snapshot::Source;
+use crate::time::Instant;
 use client::{Client, Facts, Next, Supply};
+use handling::Handling;
 use request::{PutRequest, Refusal, Request, Terms};
 
 const LISTENER: Token = Token(usize::MAX);
@@ -42,6 +54,10 @@ const TURN_BYTES_MAX: usize = 64 << 10;
 const TURN_ACCEPTS_MAX: usize = 64;
 /// Lines longer than usual, all clients together, beside the two longest there may be.
 const LONG_BYTES: usize = 4 << 20;
+/// Commands that are not done: what is held at most, or a single one that is larger, and what goes with each.
+const COMMANDS_BYTES_HELD_MAX: usize = COMMANDS_BYTES_MAX + COMMANDS_MAX * (size_of::<Command>() + 256);
+const _: () = assert!(MESSAGE_BYTES_MAX <= COMMANDS_BYTES_MAX);
+
 /// JSON around a record: keys, numbers, the client's id, white space.
 const LINE_SLACK_BYTES: usize = 4096;
 
@@ -55,6 +71,14 @@ pub struct Setup {
     pub outbox: Arc<Port<ForOutbox>>,
     /// Where `status` comes from.
     pub source: Source,
+    /// How long a command waits for subscribers, and for their answers.
+    pub command_wait: Duration,
+    /// Called with kind and detail of what is worth a record on topic `$event`.
+    pub event: EventHook,
+    /// Programs that are given commands.
+    pub handlers: Vec<config::Handler>,
+    /// Where reports of those go that have no lane for them; empty: the default lane.
+    pub events_lane: String,
     /// Called in each turn of the loop: a sign of life. Waking the port makes a turn.
     pub turned: Arc<dyn Fn() + Send + Sync>,
 }
@@ -82,6 +106,13 @@ pub struct Local {
     /// Clients of this turn that are gone while they wait for `delivered`.
     gone: Vec<u64>,
     outcomes: Vec<Outcome>,
+    desk: Desk,
+    /// As told last, and when.
+    counts: Counts,
+    told_at: Option<Instant>,
+    handlers: Vec<Handling>,
+    runs: Runs,
+    reports: Vec<Report>,
 }
 
 /// Longest line in bytes without its end: JSON may need six for one (`\u0001`).
@@ -95,7 +126,8 @@ pub fn memory_bytes_max(config: &config::Local) -> u64 {
     // One load of puts on its way while the outbox works on the one before; each may exceed its bound by a record.
     let record = config.record_bytes_max as usize + size_of::<Put>() + 256;
     let load = PUTS_BYTES_MAX + record + PUTS_MAX * (size_of::<Put>() + size_of::<Outcome>());
-    (clients + long_bytes_max(config) + 2 * load) as u64
+    let subscriptions = config.clients_max as usize * FILTERS_MAX * (FILTER_BYTES_MAX + size_of::<Filter>());
+    (clients + long_bytes_max(config) + 2 * load + subscriptions + COMMANDS_BYTES_HELD_MAX) as u64
 }
 
 fn long_bytes_max(config: &config::Local) -> usize {
@@ -120,7 +152,7 @@ impl Local {
             long_bytes_left: long_bytes_max(&setup.config),
             spare: Vec::new(),
         };
-        Ok(Self {
+        let mut local = Self {
             poll,
             port,
             socket,
@@ -135,8 +167,17 @@ impl Local {
             turns: 0,
             gone: Vec::new(),
             outcomes: Vec::new(),
+            desk: Desk::new(setup.command_wait),
+            counts: Counts::default(),
+            told_at: None,
+            handlers: Vec::new(),
+            runs: Runs::default(),
+            reports: Vec::new(),
             setup,
-        })
+        };
+        let handlers = mem::take(&mut local.setup.handlers);
+        local.hire(handlers);
+        Ok(local)
     }
 
     /// Where outcomes come in.
@@ -149,7 +190,9 @@ impl Local {
         let mut events = Events::with_capacity(256);
         let mut more = true;
         loop {
-            match self.poll.poll(&mut events, more.then_some(std::time::Duration::ZERO)) {
+            let due = self.desk.poll_timeout().into_iter().chain(self.handlers_due()).chain(self.losses_due()).min();
+            let due = due.map(|due| due.since(clock::now()));
+            match self.poll.poll(&mut events, if more { Some(Duration::ZERO) } else { due }) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => result?,
             }
@@ -158,6 +201,7 @@ impl Local {
                 self.handle_event(event);
             }
             let (stop, leave) = self.take_outcomes();
+            self.desk.handle_timeout(clock::now());
             more = self.turn(stop);
             if stop || leave {
                 self.socket.remove();
@@ -191,19 +235,32 @@ impl Local {
         let told = {
             let mut cell = self.port.lock();
             mem::swap(&mut cell.outcomes, &mut self.outcomes);
+            self.reports.append(&mut cell.handled);
+            for command in cell.commands.drain(..) {
+                self.desk.handle_command(command, clock::now());
+            }
             if mem::take(&mut cell.link_changed) {
                 self.clients.iter_mut().flatten().for_each(Client::handle_link_changed);
             }
             (cell.stop, cell.leave)
         };
-        for outcome in self.outcomes.drain(..) {
+        for report in mem::take(&mut self.reports) {
+            self.take_report(&report);
+        }
+        let mut outcomes = mem::take(&mut self.outcomes);
+        for outcome in outcomes.drain(..) {
+            if let Some(number) = self.handler_of(outcome.ticket.client) {
+                self.take_report_outcome(number, outcome);
+                continue;
+            }
             let (index, name) = (index_of(outcome.ticket.client), outcome.ticket.client);
             match self.clients.get_mut(index).and_then(Option::as_mut) {
                 Some(client) if client.name == name => client.handle_outcome(outcome),
                 Some(_) | None => {}
             }
         }
-        self.outcomes.shrink_to(REQUESTS_CLIENT.1);
+        outcomes.shrink_to(REQUESTS_CLIENT.1);
+        self.outcomes = outcomes;
         told
     }
 
@@ -222,6 +279,9 @@ impl Local {
         let count = self.clients.len();
         self.turns = self.turns.wrapping_add(1);
         let mut more = false;
+        if !stop {
+            self.serve_handlers(clock::now());
+        }
         for nth in 0..count {
             let index = (self.turns % count + nth) % count;
             let Some(mut client) = self.clients[index].take() else { continue };
@@ -240,7 +300,7 @@ impl Local {
                     Next::More => break,
                 }
             }
-            client.flush(self);
+            self.serve(&mut client);
             if client.is_over() {
                 self.close(client);
             } else {
@@ -260,6 +320,8 @@ impl Local {
             Ok(Request::Put(put)) => put,
             Ok(Request::Status { id }) => return client.expect_status(id),
             Ok(Request::Watch { id }) => return client.expect_watch(id),
+            Ok(Request::Subscribe { filter, id }) => return self.subscribe(client, filter, id),
+            Ok(Request::Done { seq, stream, id }) => return self.take_done(client, seq, stream, id),
             Err(refusal) => return client.refuse(refusal),
         };
         let PutRequest { lane, draft, wait, id } = put;
@@ -273,7 +335,9 @@ impl Local {
 
     /// Hands this turn's puts over, with one wake-up.
     fn give(&mut self) {
-        if self.puts.is_empty() && self.gone.is_empty() {
+        let done = self.desk.poll_done();
+        self.show_commands();
+        if self.puts.is_empty() && self.gone.is_empty() && done.is_none() {
             return;
         }
         let (puts, bytes) = (&mut self.puts, mem::take(&mut self.puts_bytes));
@@ -282,6 +346,7 @@ impl Local {
             cell.puts.append(puts);
             cell.puts_bytes += bytes;
             cell.gone.append(gone);
+            cell.done = done.or(cell.done);
         });
         self.puts.shrink_to(REQUESTS_CLIENT.1);
     }
@@ -345,6 +410,9 @@ impl Local {
         if client.waits_for_delivery() {
             self.gone.push(client.name);
         }
+        if client.is_subscribed() {
+            self.desk.handle_gone(client.name, clock::now());
+        }
         client.close(&mut self.supply);
         self.clients_open -= 1;
         self.accepting = true;
@@ -354,7 +422,7 @@ impl Local {
 impl Facts for Local {
     fn snapshot(&self) -> Vec<u8> {
         let clients: usize = self.clients.iter().flatten().map(Client::bytes).sum();
-        let waiting = self.setup.outbox.lock().puts_bytes;
+        let waiting = self.setup.outbox.lock().puts_bytes + self.desk.bytes();
         let status = self.setup.source.snapshot((clients + waiting) as u64);
         serde_json::to_vec(&status).expect("plain data with string keys")
     }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
+use crate::commands::filter::Filter;
 use crate::outbox::Draft;
 use crate::record::{Body, INTEGER_MAX, LaneName};
 use crate::shell::port::{Answer, Outcome, Wait};
@@ -33,6 +34,22 @@ pub enum Request {
     /// Tell of the link now and at each change.
     Watch {
         /// Repeated in each answer.
+        id: Option<Id>,
+    },
+    /// Give the commands on these topics.
+    Subscribe {
+        /// The topics.
+        filter: Filter,
+        /// With one it is answered.
+        id: Option<Id>,
+    },
+    /// This command is done.
+    Done {
+        /// Its number.
+        seq: u64,
+        /// Its numbering; `None`: the present one.
+        stream: Option<u64>,
+        /// Repeated in an error.
         id: Option<Id>,
     },
 }
@@ -94,12 +111,14 @@ pub fn parse(line: &[u8], terms: &Terms) -> Result<Request, Refusal> {
             return Err(Refusal::new("bad_request", error.to_string(), id));
         }
     };
-    let unsupported = |what: &str, id| Err(Refusal::new("bad_request", format!("{what} is not supported yet"), id));
     match request {
         Line::Put(Object(fields)) => fields.check(terms).map(Request::Put),
         Line::Status(Object(Bare { id })) => Ok(Request::Status { id }),
-        Line::Subscribe(Object(AnyFields { id })) => unsupported("subscribe", id),
-        Line::Done(Object(AnyFields { id })) => unsupported("done", id),
+        Line::Subscribe(Object(SubscribeFields { topic: Text(topic), id })) => match Filter::try_new(&topic) {
+            Ok(filter) => Ok(Request::Subscribe { filter, id }),
+            Err(fault) => Err(Refusal::new("bad_request", fault.into(), id)),
+        },
+        Line::Done(Object(DoneFields { seq, stream, id })) => Ok(Request::Done { seq, stream, id }),
         Line::Watch(Object(Bare { id })) => Ok(Request::Watch { id }),
     }
 }
@@ -155,6 +174,16 @@ pub fn write_object(out: &mut Vec<u8>, word: &str, object: &[u8], id: Option<&Id
     out.extend_from_slice(b"}}\n");
 }
 
+/// Adds the line that answers `subscribe`.
+pub fn write_subscribed(out: &mut Vec<u8>, id: Option<&Id>) {
+    out.extend_from_slice(b"{\"subscribed\":{");
+    let start = out.len();
+    write_id(out, id);
+    // The comma that other keys would need.
+    out.drain(start..out.len().min(start + 1));
+    out.extend_from_slice(b"}}\n");
+}
+
 fn write_id(out: &mut Vec<u8>, id: Option<&Id>) {
     match id {
         None => {}
@@ -178,7 +207,7 @@ fn write_string(out: &mut Vec<u8>, text: &str) {
 }
 
 /// Decimal digits without the machinery of `fmt`: this runs three times a record.
-fn write_integer(out: &mut Vec<u8>, mut number: u64) {
+pub(super) fn write_integer(out: &mut Vec<u8>, mut number: u64) {
     let mut digits = [0; 20];
     let mut start = digits.len();
     loop {
@@ -198,8 +227,9 @@ enum Line<'a> {
     #[serde(borrow)]
     Put(Object<PutFields<'a>>),
     Status(Object<Bare>),
-    Subscribe(Object<AnyFields>),
-    Done(Object<AnyFields>),
+    #[serde(borrow)]
+    Subscribe(Object<SubscribeFields<'a>>),
+    Done(Object<DoneFields>),
     Watch(Object<Bare>),
 }
 
@@ -266,6 +296,25 @@ enum WaitWord {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Bare {
+    #[serde(default)]
+    id: Option<Id>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SubscribeFields<'a> {
+    #[serde(borrow)]
+    topic: Text<'a>,
+    #[serde(default)]
+    id: Option<Id>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DoneFields {
+    seq: u64,
+    #[serde(default)]
+    stream: Option<u64>,
     #[serde(default)]
     id: Option<Id>,
 }
@@ -370,7 +419,9 @@ mod tests {
     fn put(line: &str) -> PutRequest {
         match parse(line.as_bytes(), &TERMS).unwrap() {
             Request::Put(put) => put,
-            Request::Status { .. } | Request::Watch { .. } => panic!("not a put"),
+            Request::Status { .. } | Request::Watch { .. } | Request::Subscribe { .. } | Request::Done { .. } => {
+                panic!("not a put")
+            }
         }
     }
 
@@ -425,8 +476,11 @@ mod tests {
             (r#"{"put":{"text":"x","id":1},"status":{}}"#, "bad_request", ""),
             (r#"{"status":{"id":1,"x":2}}"#, "bad_request", "unknown field `x`"),
             (r#"{"watch":{"id":1,"topic":"a"}}"#, "bad_request", "unknown field `topic`"),
-            (r#"{"done":{"id":1,"seq":3}}"#, "bad_request", "not supported yet"),
-            (r#"{"subscribe":{"topic":"a","id":1}}"#, "bad_request", "not supported yet"),
+            (r#"{"done":{"id":1}}"#, "bad_request", "missing field `seq`"),
+            (r#"{"done":{"id":1,"seq":-3}}"#, "bad_request", "u64"),
+            (r#"{"subscribe":{"id":1}}"#, "bad_request", "missing field `topic`"),
+            (r#"{"subscribe":{"topic":"a/#/b","id":1}}"#, "bad_request", "last level"),
+            (r#"{"subscribe":{"topic":"","id":1}}"#, "bad_request", "1 to 256 bytes"),
         ] {
             let (got_code, message, id) = refusal(line);
             assert_eq!((got_code, id), (code, Some(Id::Number(1))), "{line}: {message}");

@@ -43,9 +43,18 @@ impl Bench {
             opened: clock::now(),
             queues_bytes_max: 77,
         };
-        let local =
-            Local::try_new(Setup { config, boot: 1, outbox: Arc::clone(&outbox), source, turned: Arc::new(|| ()) })
-                .unwrap();
+        let setup = Setup {
+            config,
+            boot: 1,
+            outbox: Arc::clone(&outbox),
+            source,
+            command_wait: Duration::from_secs(600),
+            event: Arc::new(|_, _| ()),
+            handlers: Vec::new(),
+            events_lane: String::new(),
+            turned: Arc::new(|| ()),
+        };
+        let local = Local::try_new(setup).unwrap();
         let port = local.port();
         Self { dir, outbox, local: port, board, thread: Some(std::thread::spawn(move || local.run())) }
     }

@@ -2,6 +2,7 @@
 //! lane for everyone in that load (group commit; a flash budget that runs low makes it wait for further loads),
 //! answers in the order of the puts, then serves the uplink. Flash that stalls holds up this thread and no lock.
 
+mod done;
 mod spending;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use crate::shell::port::{Answer, ForLocal, ForOutbox, ForUplink, Outcome, Port, 
 use crate::shell::saved::Written;
 use crate::status::{Delay, Lane, Samples};
 use crate::time::Instant;
+pub use done::DoneFile;
 pub use spending::Spending;
 use waiters::{Waiters, Watched};
 
@@ -56,6 +58,8 @@ pub struct Setup {
     pub lifetime: lifetime::Reader,
     /// The flash budget, where there is one.
     pub spending: Option<Spending>,
+    /// The last command done.
+    pub done: DoneFile,
     /// Called with kind and detail of what is worth a record on topic `$event`.
     pub event: EventHook,
 }
@@ -81,6 +85,7 @@ pub fn run<D: Disk>(outbox: Outbox<D>, setup: Setup) {
         lost: 0,
         server_ahead_ms: None,
     };
+    keeper.setup.uplink.lock().done = keeper.setup.done.open();
     keeper.publish(Vec::new(), false);
     keeper.spend(clock::now());
     keeper.show(clock::now());
@@ -169,6 +174,7 @@ impl<D: Disk> Keeper<D> {
         if prepare {
             self.begin_live(&mut outcomes);
         }
+        self.keep_done(now);
         self.spend(now);
         while let Some(Event { kind, detail }) = self.outbox.poll_event() {
             log::warn!(target: "outbox", "{kind} {detail}");
@@ -196,7 +202,9 @@ impl<D: Disk> Keeper<D> {
         let held = self.held.iter().map(|(_, since)| *since).min().map(|since| since + self.window(now));
         let budget = self.setup.spending.as_ref().and_then(Spending::poll_timeout);
         let measure = self.measured.filter(|_| self.stale).map(|at| at + MEASURE_INTERVAL);
-        let timeout = due.into_iter().chain(measure).chain(held).chain(budget).min().map(|at| at.since(now));
+        let done = self.setup.done.poll_timeout();
+        let due = due.into_iter().chain(measure).chain(held).chain(budget).chain(done).min();
+        let timeout = due.map(|at| at.since(now));
         let port = &self.setup.inbox;
         let cell = port.lock();
         let mut cell = match timeout {
@@ -343,6 +351,13 @@ impl<D: Disk> Keeper<D> {
             let window = self.window(now);
             self.outbox.set_commit_ms_min(window.as_millis() as u64);
         }
+    }
+
+    /// Which commands are done goes up only when it is on flash.
+    fn keep_done(&mut self, now: Instant) {
+        let Some((done, Written { bytes, syncs })) = self.setup.done.write(self.load.done.take(), now) else { return };
+        (self.beside.bytes, self.beside.syncs) = (self.beside.bytes + bytes, self.beside.syncs + syncs);
+        self.setup.uplink.give(|uplink| uplink.done = Some(done));
     }
 
     /// One commit a lane; then everyone who waited for it hears of it.

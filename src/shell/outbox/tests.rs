@@ -87,6 +87,7 @@ impl Bench {
             sync_times,
             lifetime: lifetime::Reader::new(&self.dir),
             spending: self.budget.map(|(bytes, window)| Spending::new(bytes, window, self.dir.join("budget"))),
+            done: DoneFile::new(self.dir.join("link/commands"), "gw"),
             event: Arc::new(move |kind, detail| events.lock().unwrap().push(format!("{kind} {detail}"))),
         };
         let (mut outbox, _) = Outbox::open(disk, &self.config, 7);

@@ -296,13 +296,14 @@ impl Reactor {
     }
 
     fn take_from_port(&mut self) {
-        let (offers, items, prepared, setup, sources_changed, stop) = {
+        let (offers, items, prepared, done, setup, sources_changed, stop) = {
             let mut port = self.port.lock();
             let changed = mem::take(&mut port.offers_changed);
             let offers = changed.then(|| port.offers.clone());
             let prepared = mem::take(&mut port.offers_prepared);
             let (setup, sources_changed) = (port.setup.take(), mem::take(&mut port.sources_changed));
-            (offers, mem::take(&mut port.items), prepared, setup, sources_changed, port.stop)
+            let done = port.done.take();
+            (offers, mem::take(&mut port.items), prepared, done, setup, sources_changed, port.stop)
         };
         if stop {
             self.tell(Input::Stop);
@@ -314,6 +315,11 @@ impl Reactor {
         }
         if sources_changed {
             self.tell(Input::SourcesChanged);
+        }
+        // Before the offers, with which the first attempt begins: its `hello` says what was done.
+        if let Some(done) = done {
+            self.tell(Input::Done(done));
+            self.board.commands.lock().done = self.upstream.commands_done();
         }
         for (fetch, items) in items {
             self.tell(Input::Items(&fetch, items));

@@ -4,7 +4,7 @@ use std::mem;
 use std::rc::Rc;
 use std::time::Duration;
 
-use log::{info, trace, warn};
+use log::{debug, info, warn};
 
 use super::{Exit, Reactor, Transport, UPSTREAM};
 use crate::dialect::Purpose;
@@ -72,10 +72,11 @@ impl Reactor {
                 warn!(target: "uplink", "event kind={kind} detail={detail:?}");
                 (self.setup.event)(kind, &detail);
             }
-            Output::Command { seq, topic, body: _ } => {
+            Output::Command(command) => {
                 self.commands += 1;
                 self.board.commands.lock().received = self.commands;
-                trace!(target: "uplink", "command without subscriber seq={seq} topic={topic:?}");
+                debug!(target: "uplink", "command seq={} topic={:?}", command.seq, command.topic);
+                (self.setup.command)(command);
             }
             Output::Save(saved) => self.keeping.keep(saved, &self.setup, &self.outbox),
             Output::SaveDay(saved) => saved::keep(&self.setup.day_file, saved),

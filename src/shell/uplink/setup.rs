@@ -7,6 +7,7 @@ use std::{fmt, io};
 
 use io::ErrorKind;
 
+use crate::commands::Command;
 use crate::config::proxy::{Environment, proxy_for};
 use crate::config::target::Target;
 use crate::config::{self, Encoding, Endpoint, Heartbeat, Remedy};
@@ -55,6 +56,8 @@ pub struct Setup {
     pub watchdog: Hook,
     /// Called after [`Board::link`] has changed.
     pub link_changed: Hook,
+    /// Called with each command for local programs.
+    pub command: Arc<dyn Fn(Command) + Send + Sync>,
     /// Called with kind and detail of what is worth a record on topic `$event`.
     pub event: EventHook,
 }

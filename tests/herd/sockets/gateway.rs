@@ -270,11 +270,8 @@ impl Gateway {
             }
             Output::Event { kind, detail } => panic!("{}: {kind}: {detail}", self.device),
             Output::GiveUp => panic!("{}: gave up", self.device),
-            Output::ServerTime { .. }
-            | Output::Changed
-            | Output::Command { .. }
-            | Output::Save(_)
-            | Output::SaveDay(_) => {}
+            Output::ServerTime { .. } | Output::Changed | Output::Command(_) | Output::Save(_) | Output::SaveDay(_) => {
+            }
         }
     }
 
