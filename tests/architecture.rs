@@ -13,6 +13,7 @@ const CORE: &[&str] = &[
     "src/link",
     "src/dialect",
     "src/fleet",
+    "src/insight",
     "src/outbox",
     "src/record.rs",
     "src/time.rs",

@@ -229,6 +229,7 @@ fn setup(url: &str, dir: &Path) -> Setup {
         watchdog: Arc::new(|| ()),
         link_changed: Arc::new(|| ()),
         event: Arc::new(|_, _| ()),
+        note: Arc::new(|_, _| ()),
     }
 }
 

@@ -18,6 +18,9 @@ pub struct Bounds {
 /// Program, stacks and OpenSSL: measured, not derived.
 const PROGRAM_BYTES: u64 = 8 << 20;
 
+/// Sixteen visitors with a request and an answer each, the day, the notes.
+const PAGE_BYTES: u64 = 2 << 20;
+
 /// The bounds of this configuration.
 pub fn bounds(config: &Config) -> Bounds {
     Bounds { memory: memory(config), flash: flash(config) }
@@ -32,12 +35,17 @@ fn memory(config: &Config) -> Vec<(&'static str, u64)> {
         device: String::new(),
         machine: String::new(),
     };
-    vec![
+    let page = match config.page.listen.is_empty() {
+        true => None,
+        false => Some(("page", PAGE_BYTES)),
+    };
+    let parts = [
         ("program", PROGRAM_BYTES),
         ("outbox", outbox::memory_bytes_max(&outbox)),
         ("local clients and their puts", local::memory_bytes_max(&config.local)),
         ("uplink", uplink::memory_bytes_max(&config.upstream, config.local.record_bytes_max)),
-    ]
+    ];
+    parts.into_iter().chain(page).collect()
 }
 
 fn flash(config: &Config) -> Vec<(String, u64)> {

@@ -7,11 +7,15 @@ mod command;
 pub mod disk;
 pub mod entropy;
 mod errand;
+#[cfg(any(feature = "page", feature = "receiver"))]
+pub mod http;
 pub mod lifetime;
 pub mod local;
 pub mod netlink;
 pub mod notify;
 pub mod outbox;
+#[cfg(feature = "page")]
+pub mod page;
 pub mod port;
 pub mod prepare;
 pub mod remedy;

@@ -16,6 +16,8 @@ use std::mem;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
@@ -23,6 +25,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::config;
 use crate::config::group::group_id;
+use crate::insight::record::{self, Sampler};
 use crate::shell::clock;
 use crate::shell::port::{ForLocal, ForOutbox, Outcome, PUTS_BYTES_MAX, PUTS_MAX, Port, Put, Wait};
 use crate::shell::snapshot::Source;
@@ -55,6 +58,8 @@ pub struct Setup {
     pub outbox: Arc<Port<ForOutbox>>,
     /// Where `status` comes from.
     pub source: Source,
+    /// Metrics that travel upstream: when, and what takes them.
+    pub metrics: Option<(Sampler, Arc<dyn Fn(String) + Send + Sync>)>,
     /// Called in each turn of the loop: a sign of life. Waking the port makes a turn.
     pub turned: Arc<dyn Fn() + Send + Sync>,
 }
@@ -149,7 +154,8 @@ impl Local {
         let mut events = Events::with_capacity(256);
         let mut more = true;
         loop {
-            match self.poll.poll(&mut events, more.then_some(std::time::Duration::ZERO)) {
+            let due = self.setup.metrics.as_ref().map(|(sampler, _)| sampler.poll_timeout().since(clock::now()));
+            match self.poll.poll(&mut events, if more { Some(Duration::ZERO) } else { due }) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => result?,
             }
@@ -157,6 +163,7 @@ impl Local {
             for event in &events {
                 self.handle_event(event);
             }
+            self.report();
             let (stop, leave) = self.take_outcomes();
             more = self.turn(stop);
             if stop || leave {
@@ -351,11 +358,28 @@ impl Local {
     }
 }
 
+impl Local {
+    /// What lies in queues and buffers.
+    fn bytes(&self) -> u64 {
+        let clients: usize = self.clients.iter().flatten().map(Client::bytes).sum();
+        (clients + self.setup.outbox.lock().puts_bytes) as u64
+    }
+
+    /// Metrics that are due go upstream as a record.
+    fn report(&mut self) {
+        let bytes = self.bytes();
+        self.setup.source.board.local_bytes.store(bytes, Ordering::Relaxed);
+        let Some((sampler, put)) = &mut self.setup.metrics else { return };
+        let source = &self.setup.source;
+        if let Some(status) = sampler.take(|| source.snapshot(bytes), clock::now()) {
+            put(record::text(&status));
+        }
+    }
+}
+
 impl Facts for Local {
     fn snapshot(&self) -> Vec<u8> {
-        let clients: usize = self.clients.iter().flatten().map(Client::bytes).sum();
-        let waiting = self.setup.outbox.lock().puts_bytes;
-        let status = self.setup.source.snapshot((clients + waiting) as u64);
+        let status = self.setup.source.snapshot(self.bytes());
         serde_json::to_vec(&status).expect("plain data with string keys")
     }
 

@@ -42,10 +42,17 @@ impl Bench {
             started: clock::now(),
             opened: clock::now(),
             queues_bytes_max: 77,
+            rss_bytes_max: 99,
         };
-        let local =
-            Local::try_new(Setup { config, boot: 1, outbox: Arc::clone(&outbox), source, turned: Arc::new(|| ()) })
-                .unwrap();
+        let local = Local::try_new(Setup {
+            config,
+            boot: 1,
+            outbox: Arc::clone(&outbox),
+            source,
+            metrics: None,
+            turned: Arc::new(|| ()),
+        })
+        .unwrap();
         let port = local.port();
         Self { dir, outbox, local: port, board, thread: Some(std::thread::spawn(move || local.run())) }
     }
