@@ -40,10 +40,10 @@ impl Notes {
     /// Something happened.
     pub fn add(&mut self, kind: &'static str, detail: &str, now: Instant) {
         let detail = one_line(detail.to_owned());
-        let same = |note: &&mut Note| note.kind == kind && note.detail == detail;
-        if let Some(note) = self.0.iter_mut().rev().take(FOLDED_MAX).find(same) {
-            (note.last, note.times) = (now, note.times.saturating_add(1));
-            return;
+        let newest = self.0.len().saturating_sub(FOLDED_MAX)..self.0.len();
+        let same = newest.rev().find(|nth| self.0[*nth].kind == kind && self.0[*nth].detail == detail);
+        if let Some(note) = same.and_then(|nth| self.0.remove(nth)) {
+            return self.0.push_back(Note { last: now, times: note.times.saturating_add(1), ..note });
         }
         if self.0.len() >= NOTES_MAX {
             self.0.pop_front();
@@ -53,9 +53,7 @@ impl Notes {
 
     /// All of them, the newest first.
     pub fn seen(&self, now: Instant) -> Vec<Seen<'_>> {
-        let mut notes: Vec<&Note> = self.0.iter().collect();
-        notes.sort_by_key(|note| std::cmp::Reverse(note.last));
-        let seen = notes.into_iter().map(|note| Seen {
+        let seen = self.0.iter().rev().map(|note| Seen {
             kind: note.kind,
             detail: &note.detail,
             s_ago: now.since(note.last).as_secs(),

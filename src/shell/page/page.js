@@ -33,6 +33,7 @@ function time(seconds) {
 }
 function took(ms) {
   if (ms === null) return "–";
+  if (ms === 0) return "0 ms";
   if (ms < 10) return `${ms.toFixed(1)} ms`;
   if (ms < 1000) return `${Math.round(ms)} ms`;
   return ms < 1e5 ? `${(ms / 1000).toFixed(1)} s` : time(ms / 1000);
@@ -67,7 +68,7 @@ function showHead({ agent, link }) {
   const last = link.last_failure;
   if (last) {
     const what = link.state === "up" ? "The last session or attempt ended" : "It ended";
-    make(why, "p", {}, `${what} ${time(last.s_ago)} ago: ${last.why}.`);
+    make(why, "p", link.state === "up" ? { class: "quiet" } : {}, `${what} ${time(last.s_ago)} ago: ${last.why}.`);
     make(why, "p", { class: "quiet" }, `${last.class} · ${last.detail}`);
   }
 }
@@ -84,10 +85,11 @@ function showLanes(lanes) {
     make(row, "td", {}, rate(lane.put_per_s));
     make(row, "td", {}, rate(lane.acked_per_s));
     const full = lane.bytes_max ? Math.min(1, lane.bytes / lane.bytes_max) : 0;
-    const flash = make(row, "td", {}, `${bytes(lane.bytes)} of ${bytes(lane.bytes_max)}`);
+    const flash = make(row, "td", {}, bytes(lane.bytes));
+    make(flash, "span", { class: "most" }, ` of ${bytes(lane.bytes_max)}`);
     const fill = make(flash, "svg", { class: "fill", width: 48, height: 8, role: "img", "aria-label": `${Math.round(100 * full)} percent full` });
-    make(fill, "rect", { class: "ground", width: 48, height: 8, rx: 2 });
-    make(fill, "rect", { class: full >= 0.8 && lane.depth ? "level look" : "level", width: 48 * full, height: 8, rx: 2 });
+    make(fill, "rect", { class: "ground", width: 48, height: 8 });
+    make(fill, "rect", { class: full >= 0.8 && lane.depth ? "level look" : "level", width: 48 * full, height: 8 });
     make(row, "td", lost ? { class: "bad" } : {}, count(lost));
   }
 }
@@ -132,7 +134,7 @@ function show(status) {
     ["in", bytes(wire.bytes_received)],
     ["in 24 hours", bytes(wire.day_bytes) + (wire.capped ? ", SPENT" : ""), wire.capped ? "look" : ""],
     ["put to upstream", `${took(delay.put_to_delivered_ms.p50)} (99 %: ${took(delay.put_to_delivered_ms.p99)})`],
-    ["memory", `${bytes(memory.rss_bytes)} of at most ${bytes(memory.rss_bytes_max)}`],
+    ["memory", `${bytes(memory.rss_bytes)} of ${bytes(memory.rss_bytes_max)}`],
     ["in queues", `${bytes(memory.queues_bytes)} of ${bytes(memory.queues_bytes_max)}`],
     ["commands", status.commands.received ? `${count(status.commands.received)}, done ${count(status.commands.done)}` : null],
   ]);
@@ -151,7 +153,7 @@ function frame(place, height, left, label) {
   for (const [key, value] of Object.entries({ width, height: height + 20, role: "img", "aria-label": label })) svg.setAttribute(key, value);
   const slots = DAY_S / history.slot_s + 1;
   const x = (index) => left + ((width - left - 2) * index) / slots;
-  const step = width < 420 ? 6 : 3;
+  const step = width < 560 ? 6 : 3;
   for (let hours = 24; hours >= 0; hours -= step) {
     const at = x(slots - 1 - (hours * 3600) / history.slot_s);
     const anchor = hours === 24 ? "start" : hours ? "middle" : "end";
@@ -162,7 +164,7 @@ function frame(place, height, left, label) {
 
 function drawLink() {
   const { svg, x, slots, first } = frame("plot-link", 26, 0, "the link in the last day");
-  make(svg, "rect", { class: "unseen", x: 0, y: 2, width: x(slots), height: 22, rx: 3 });
+  make(svg, "rect", { class: "unseen", x: 0, y: 2, width: x(slots), height: 22 });
   history.slots.forEach(([up], index) => {
     if (up === null) return;
     const [from, width] = [x(first + index), x(1) - x(0) + 0.3];

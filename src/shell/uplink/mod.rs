@@ -514,7 +514,8 @@ impl Reactor {
             let (session, url) =
                 (view.session.as_deref().unwrap_or_default(), &self.reaches[self.endpoint].endpoint.url);
             info!(target: "uplink", "link up session={session:?} endpoint={url}");
-            (self.setup.note)("up", url);
+            // A query may hold a token.
+            (self.setup.note)("up", url.split('?').next().unwrap_or_default());
             self.drop_remedies();
         }
         self.was_up = is_up;
