@@ -1,4 +1,4 @@
-# backhaul: demo, test, powercut, lint, build, install. Each target first installs the Debian packages it misses (deploy/need).
+# backhaul: demo, test, powercut, lint, build, install, package. Each target first installs the Debian packages it misses (deploy/need).
 
 CARGO ?= cargo
 PREFIX ?= /usr
@@ -8,10 +8,11 @@ AGENT = target/release/backhaul
 NEED = sh deploy/need
 
 # What `make long` runs, in this order; each is a target of its own.
-LONG = soak-long herd-long herd-sweep powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long
+LONG = soak-long herd-long herd-sweep powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long upgrade
 
 .PHONY: all build demo test powercut powercut-long mutants herd herd-long herd-sweep hostile soak soak-long long rot-long \
-	fuzz-long kill-long cuts-long model-long mutants-long bench-outbox bench-agent lint install clean FORCE
+	fuzz-long kill-long cuts-long model-long mutants-long upgrade bench-outbox bench-agent lint install package packages \
+	cross clean FORCE
 
 all: build
 
@@ -29,7 +30,7 @@ demo:
 # Every test, part by part, and the minutes of each at the end.
 test:
 	@$(NEED) pkg-config libssl-dev openssl python3 e2fsprogs nginx-light tinyproxy nftables iproute2 nodejs node-ws \
-		python3-websockets haproxy
+		python3-websockets haproxy binutils
 	@CARGO="$(CARGO)" sh tests/parts
 
 # The power-cut campaign: every short string of operations, cut at every call to the disk. CI's part, SECONDS of it;
@@ -125,6 +126,19 @@ kill-long:
 	@$(NEED) pkg-config libssl-dev
 	KILLS=15001 $(CARGO) test --features receiver --test kill every_ -- --nocapture
 
+# There and back between the agent of another revision and this one, with RECORDS waiting: by default the newest tag,
+# or the first revision where there is none.
+OLD ?= $(shell git describe --tags --abbrev=0 2> /dev/null || git rev-list --max-parents=0 HEAD | tail -n 1)
+RECORDS ?= 10000
+upgrade:
+	@$(NEED) pkg-config libssl-dev git
+	rm -rf target/upgrade/source && git worktree prune
+	git worktree add --force --detach target/upgrade/source $(OLD)
+	$(CARGO) build --bin backhaul --manifest-path target/upgrade/source/Cargo.toml --target-dir target/upgrade/build
+	git worktree remove --force target/upgrade/source
+	OLD_AGENT="$(CURDIR)/target/upgrade/build/debug/backhaul" RECORDS=$(RECORDS) \
+		$(CARGO) test --features receiver --test upgrade there_and_back -- --nocapture
+
 # The outbox beside a raw file, SQLite, redb and queue-file on ext4: bytes, flushes, speed. As root, with loop devices.
 bench-outbox:
 	@$(NEED) pkg-config libssl-dev e2fsprogs util-linux
@@ -149,6 +163,7 @@ lint:
 	$(CARGO) fmt --check --manifest-path bench/Cargo.toml
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
 	$(CARGO) clippy --all-targets --features receiver,mutants -- -D warnings
 
 # As root, or into DESTDIR. A configuration that is there stays as it is.
@@ -158,14 +173,26 @@ install: $(AGENT)
 	test -e $(DESTDIR)/etc/backhaul/backhaul.toml || \
 		install -m 0644 deploy/backhaul.toml $(DESTDIR)/etc/backhaul/backhaul.toml
 	install -d -m 0755 $(DESTDIR)$(PREFIX)/lib/systemd/system
-	sed 's|/usr/bin/backhaul|$(PREFIX)/bin/backhaul|' deploy/backhaul.service \
-		> $(DESTDIR)$(PREFIX)/lib/systemd/system/backhaul.service
-	install -D -m 0644 deploy/backhaul.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/backhaul.conf
+	for unit in backhaul.service backhaul-provision.service; do \
+		sed 's|/usr/bin/backhaul|$(PREFIX)/bin/backhaul|' deploy/init/systemd/$$unit \
+			> $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit; done
+	install -D -m 0644 deploy/init/systemd/backhaul.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/backhaul.conf
 
 # `sudo make install` often has no cargo: then what was built before is installed.
 $(AGENT): FORCE
 	@if command -v $(CARGO) > /dev/null; then $(MAKE) build; \
 	elif ! test -x $@; then echo "no cargo here, and no $@: run 'make build' first" >&2; exit 1; fi
+
+# The packages of one board of boards/, and of all of them: by zig, without containers. `make cross` is the same in one.
+BOARD ?= raspberry-pi-4
+package:
+	sh deploy/build $(BOARD)
+
+packages:
+	for folder in boards/*/; do sh deploy/build $$(basename $$folder) || exit 1; done
+
+cross:
+	sh deploy/build --cross $(BOARD)
 
 clean:
 	$(CARGO) clean

@@ -480,6 +480,55 @@ pub(crate) fn a_copied_image_begins_a_new_epoch_and_numbers_from_one() {
 }
 
 #[test]
+fn on_another_board_new_records_begin_an_epoch_and_what_waits_keeps_its_names() {
+    let config = config(8, Overflow::Reject);
+    let (mut outbox, _) = Outbox::open(SimDisk::default(), &config, 1);
+    for n in 0..5 {
+        outbox.push(LANE, draft(format!("{n}")), Instant::default()).expect("room");
+        outbox.commit(LANE).expect("a disk that works");
+    }
+    let before = outbox.offers()[0].clone();
+    fetch(&mut outbox, 1);
+    outbox.acked(&before.lane, before.epoch, 2, Instant::default());
+    outbox.flush();
+    let image = outbox.into_disk();
+    let mut epochs = vec![before.epoch];
+    for (board, seed) in [("/a", 2), ("/b", 3)] {
+        let other = Config { machine: board.into(), ..config.clone() };
+        let (mut copy, report) = Outbox::open(image.clone(), &other, seed);
+        assert!(report.copied_image);
+        let (epoch, seq) = copy.push(LANE, draft(board.into()), Instant::default()).expect("room");
+        copy.commit(LANE).expect("a disk that works");
+        assert!(!epochs.contains(&epoch), "no other board has it");
+        epochs.push(epoch);
+        assert_eq!(seq, 1);
+        let (copy, report) = Outbox::open(copy.into_disk(), &other, seed + 10);
+        assert!(!report.copied_image, "once");
+        let offers = copy.offers();
+        let named: Vec<_> = offers.iter().map(|offer| (offer.epoch, offer.first, offer.next)).collect();
+        assert_eq!(named, [(before.epoch, 3, 6), (epoch, 1, 2)], "what waits is what it was");
+    }
+}
+
+#[test]
+fn on_another_board_a_lane_without_room_for_two_numbers_all_anew_and_loses_nothing() {
+    let config = config(2, Overflow::Reject);
+    let (mut outbox, _) = Outbox::open(SimDisk::default(), &config, 1);
+    let mut put = 0;
+    while outbox.push(LANE, draft(format!("{put:0>1000}")), Instant::default()).is_ok() {
+        outbox.commit(LANE).expect("a disk that works");
+        put += 1;
+    }
+    let before = outbox.offers()[0].clone();
+    let other = Config { machine: "/a".into(), ..config };
+    let (mut copy, report) = Outbox::open(outbox.into_disk(), &other, 2);
+    assert!(report.copied_image);
+    let offer = copy.offers()[0].clone();
+    assert_ne!(offer.epoch, before.epoch);
+    assert_eq!(texts(&fetch(&mut copy, 1)).len(), put);
+}
+
+#[test]
 fn a_lane_without_an_intact_header_is_reported_and_begins_anew() {
     let config = config(3, Overflow::Reject);
     let (mut outbox, _) = Outbox::open(SimDisk::default(), &config, 1);

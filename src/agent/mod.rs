@@ -19,7 +19,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 use crate::config::{Config, load};
 use crate::exit;
 use crate::shell::clock;
-use crate::shell::disk::{Lock, Locked};
+use crate::shell::disk::{self, Lock, Locked};
 use crate::shell::notify::Notify;
 use crate::time::Instant;
 use bell::Bell;
@@ -247,6 +247,9 @@ impl Agent {
         }
         let new_lock = if loaded.config.outbox.dir == self.config.outbox.dir {
             None
+        } else if let Some(why) = disk::newer(&loaded.config.outbox.dir) {
+            log::error!(target: "config", "refused: {why}");
+            return Ok(());
         } else {
             match Lock::try_new(&loaded.config.outbox.dir) {
                 Ok(lock) => Some(lock),
@@ -280,6 +283,9 @@ impl Agent {
 }
 
 fn lock(dir: &Path) -> Result<Lock, ExitCode> {
+    if let Some(why) = disk::newer(dir) {
+        return Err(leave(exit::DATA, &why));
+    }
     let refused = |_| {
         let dir = dir.display();
         leave(exit::TRY_AGAIN, &format!("another agent owns the outbox dir={dir}"))

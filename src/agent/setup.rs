@@ -21,7 +21,7 @@ use crate::shell::port::{ForLocal, ForOutbox, ForPage, Port, Put};
 use crate::shell::remedy::Runner;
 use crate::shell::snapshot::Source;
 use crate::shell::uplink::{self, Hook};
-use crate::shell::{clock, entropy, local};
+use crate::shell::{clock, entropy, hardware, local};
 use crate::time::Instant;
 use crate::upstream::cap::Cap;
 use crate::{config, dialect, link, status, upstream};
@@ -71,7 +71,7 @@ pub(super) fn outbox(config: &Config, device: &str, process: &Process) -> outbox
         record_bytes_max: config.local.record_bytes_max,
         lanes: with_dead_letters(&config.lanes, config.outbox.dead_letters_bytes_max),
         device: device.into(),
-        machine: process.machine.clone(),
+        machine: hardware::name(&config.outbox.dir, &process.machine),
     }
 }
 

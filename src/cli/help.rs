@@ -12,6 +12,7 @@ usage: backhaul COMMAND [OPTION...]
 
   run      the agent, in the foreground; logs to stderr
   check    validate the configuration; print what is effective and its bounds
+  provision   set device id, endpoint and credentials, once
   send     hand records to the agent, a line each
   status   what the agent is doing and why
   outbox   look into an outbox without an agent; prove what a storage keeps
@@ -39,14 +40,45 @@ flash and leaves within 2 s.
 
 /// `check --help`
 pub const CHECK: &str = "\
-usage: backhaul check [--config FILE]
+usage: backhaul check [--config FILE] [--fix-permissions]
+       backhaul check --image ROOT
 
 Validates the configuration as `run` would, here and now, and prints what is
 effective and the bounds on memory and flash that follow from it. Exit 78 and a
 line for each error: FILE:LINE: what is wrong.
 
-  --config FILE   /etc/backhaul/backhaul.toml unless said; conf.d/*.toml beside
-                  it comes on top
+  --config FILE      /etc/backhaul/backhaul.toml unless said; conf.d/*.toml
+                     beside it comes on top
+  --fix-permissions  first takes tokens and keys away from others (chmod o-rwx)
+  --image ROOT       a root file system before it is copied to many boards: what
+                     in it belongs to one board alone, and how to remove it;
+                     exit 78 if there is any
+";
+
+/// `provision --help`
+pub const PROVISION: &str = "\
+usage: backhaul provision [OPTION...]
+
+Sets who this gateway is, where it sends to and by what credentials: writes
+conf.d/90-provision.toml and the secrets beside it, all or nothing, after it has
+checked the whole configuration. A running agent takes it up at SIGHUP.
+
+  --device-id ID       [device] id
+  --url URL            the endpoint, in the place of all that are configured
+  --token-file FILE|-  the bearer token
+  --ca-file FILE       the CA to trust
+  --cert-file FILE     this gateway's certificate, and
+  --key-file FILE      its key
+  --from DIR           what DIR has of backhaul.toml, token, ca.pem, cert.pem,
+                       key.pem; token and key.pem are removed there afterwards
+  --boot               the same of /boot/backhaul or /boot/firmware/backhaul, if
+                       there is one: for init services
+  --user NAME          who reads the secrets; backhaul unless said
+  --force              replaces what was provisioned before
+  --config FILE        /etc/backhaul/backhaul.toml unless said
+
+exit codes: 0 done, or was so already; 66 no such file, 73 provisioned already,
+            74 storage, 77 permission, 78 the configuration would not work
 ";
 
 /// `send --help`
@@ -204,6 +236,7 @@ exit codes: 0 nothing is missing, 65 flushed data is missing, 66 no such folder,
 ";
 
 /// `plan --help`
+#[cfg(feature = "plan")]
 pub const PLAN: &str = "\
 usage: backhaul plan --devices N --accept-rate R [OPTION...]
 
@@ -239,6 +272,7 @@ mod tests {
             ALL,
             RUN,
             CHECK,
+            PROVISION,
             SEND,
             STATUS,
             OUTBOX,
@@ -247,6 +281,7 @@ mod tests {
             OUTBOX_EXPORT,
             OUTBOX_WIPE,
             OUTBOX_PROVE,
+            #[cfg(feature = "plan")]
             PLAN,
         ] {
             assert!(text.lines().count() <= 24, "{text}");

@@ -5,9 +5,12 @@ pub mod args;
 pub mod check;
 pub mod client;
 mod help;
+mod image;
 mod logger;
 pub mod outbox;
+#[cfg(feature = "plan")]
 pub mod plan;
+pub mod provision;
 pub mod run;
 pub mod send;
 pub mod status;
@@ -26,10 +29,16 @@ pub fn main() -> ExitCode {
         Ok(Command::Print(text)) => print(text),
         Ok(Command::Run(args)) => run::run(&args),
         Ok(Command::Check(args)) => check::run(&args),
+        Ok(Command::Provision(args)) => provision::run(&args),
         Ok(Command::Send(args)) => send::run(&args),
         Ok(Command::Status(args)) => status::run(&args),
         Ok(Command::Outbox(args)) => outbox::run(&args),
+        #[cfg(feature = "plan")]
         Ok(Command::Plan(args)) => plan::run(&args),
+        Ok(Command::NotBuilt(command)) => {
+            eprintln!("backhaul: this build has no '{command}'");
+            ExitCode::from(exit::UNAVAILABLE)
+        }
         Err(UsageError(message)) => {
             eprintln!("backhaul: {message}");
             ExitCode::from(exit::USAGE)

@@ -1,4 +1,4 @@
-//! The local socket's group: its id, by name.
+//! Groups and users: their ids, by name.
 
 use std::fs;
 
@@ -11,6 +11,15 @@ pub fn group_id(name: &str) -> Option<u32> {
     fields.nth(1)?.parse().ok()
 }
 
+/// The ids of this user and its own group; `None` where /etc/passwd does not have it.
+pub fn user_ids(name: &str) -> Option<(u32, u32)> {
+    // passwd(5): name:password:uid:gid:…
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    let mut lines = users.lines().map(|line| line.split(':'));
+    let mut fields = lines.find_map(|mut fields| (fields.next()? == name).then_some(fields))?;
+    Some((fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -20,5 +29,7 @@ mod tests {
         assert_eq!(group_id("root"), Some(0));
         assert_eq!(group_id("no-such-group"), None);
         assert_eq!(group_id(""), None);
+        assert_eq!(user_ids("root"), Some((0, 0)));
+        assert_eq!(user_ids("no-such-user"), None);
     }
 }

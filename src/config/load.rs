@@ -10,6 +10,8 @@ use super::read::{self, Endpoints, Meaning};
 use super::tree::{self, Place, Table};
 use super::{Config, Endpoint, Local, Upstream, file};
 
+pub use super::read::Places;
+
 /// Where the configuration is unless said otherwise.
 pub const DEFAULT_PATH: &str = "/etc/backhaul/backhaul.toml";
 
@@ -55,7 +57,25 @@ impl std::error::Error for ConfigError {}
 
 /// Reads, merges and checks the configuration at `path`, all it refers to included. Every error is told.
 pub fn load(path: &Path) -> Result<Loaded, Vec<ConfigError>> {
-    let (files, tree) = read_files(path)?;
+    meaning(read_files(path, None)?)
+}
+
+/// The same as it would be with the file `candidate` in the place of `overlay`, one of `conf.d`.
+pub fn load_as_if(path: &Path, overlay: &Path, candidate: &Path) -> Result<Loaded, Vec<ConfigError>> {
+    meaning(read_files(path, Some((overlay, Some(candidate))))?)
+}
+
+/// What the files say, unchecked, with `overlay` left out.
+pub fn without(path: &Path, overlay: &Path) -> Result<Table, Vec<ConfigError>> {
+    read_files(path, Some((overlay, None))).map(|(_, tree)| tree)
+}
+
+/// One file alone, unchecked.
+pub fn one(path: &Path) -> Result<Table, ConfigError> {
+    parse_file(path, 0)
+}
+
+fn meaning((files, tree): (Vec<PathBuf>, Table)) -> Result<Loaded, Vec<ConfigError>> {
     let Meaning { config, device, mut warnings } = read::read(&tree).map_err(|problems| placed(&files, problems))?;
     let endpoints_file = config.upstream.endpoints_file.as_deref().map(endpoints);
     let endpoints = match endpoints_file {
@@ -81,14 +101,20 @@ pub fn endpoints(path: &Path) -> Result<Endpoints, Vec<ConfigError>> {
 
 /// The local socket's path alone, for programs that talk to the agent: other errors are the agent's business.
 pub fn socket(path: &Path) -> Result<PathBuf, Vec<ConfigError>> {
-    let (files, tree) = read_files(path)?;
+    let (files, tree) = read_files(path, None)?;
     read::read_socket(&tree).map_err(|problems| placed(&files, problems))
 }
 
 /// How a link comes back and stays up, for the planner of a fleet: of a whole configuration or of a fragment.
 pub fn link(path: &Path) -> Result<Upstream, Vec<ConfigError>> {
-    let (files, tree) = read_files(path)?;
+    let (files, tree) = read_files(path, None)?;
     read::read_link(&tree).map_err(|problems| placed(&files, problems))
+}
+
+/// Where the outbox and the local socket are, and the files that hold secrets. Nothing else is checked.
+pub fn places(path: &Path) -> Result<Places, Vec<ConfigError>> {
+    let (files, tree) = read_files(path, None)?;
+    read::read_places(&tree).map_err(|problems| placed(&files, problems))
 }
 
 /// The local socket's path where no configuration can be read.
@@ -105,13 +131,26 @@ fn placed(files: &[PathBuf], problems: Vec<(Place, String)>) -> Vec<ConfigError>
     problems.into_iter().map(error).collect()
 }
 
-fn read_files(path: &Path) -> Result<(Vec<PathBuf>, Table), Vec<ConfigError>> {
+/// `instead`: what is read in the place of a file of `conf.d`, whether that is there or not; `None`: nothing.
+fn read_files(path: &Path, instead: Option<(&Path, Option<&Path>)>) -> Result<(Vec<PathBuf>, Table), Vec<ConfigError>> {
+    let mut found = overlays(path).map_err(|error| vec![error])?;
+    if let Some((overlay, candidate)) = instead {
+        found.retain(|file| file != overlay);
+        found.extend(candidate.map(|_| overlay.to_owned()));
+        found.sort_unstable();
+    }
     let mut files = vec![path.to_owned()];
-    files.extend(overlays(path).map_err(|error| vec![error])?);
+    files.extend(found);
     let mut merged = Table::new();
     let mut errors = Vec::new();
     for (index, file) in files.iter().enumerate() {
-        match parse_file(file, index) {
+        let candidate = instead.filter(|(overlay, _)| file == overlay).and_then(|(_, candidate)| candidate);
+        let parsed = parse_file(candidate.unwrap_or(file), index).map_err(|error| ConfigError {
+            // The candidate's own name is nobody's business.
+            file: file.clone(),
+            ..error
+        });
+        match parsed {
             Ok(table) => tree::overlay(&mut merged, table),
             Err(error) => errors.push(error),
         }

@@ -6,12 +6,13 @@ pub mod device;
 pub mod file;
 pub mod group;
 pub mod load;
+pub mod overlay;
 pub mod proxy;
 mod read;
 pub mod secret;
 mod section;
 pub mod target;
-mod tree;
+pub mod tree;
 
 use std::path::PathBuf;
 

@@ -93,6 +93,36 @@ pub fn read_socket(tree: &Table) -> Result<PathBuf, Vec<(Place, String)>> {
     if problems.is_empty() { Ok(socket) } else { Err(problems) }
 }
 
+/// Where a configuration keeps what is not configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The outbox's folder.
+    pub outbox: PathBuf,
+    /// The local socket; what else is beside it is the agent's, too.
+    pub socket: PathBuf,
+    /// What `[device] id` says, unresolved.
+    pub device: String,
+    /// Files with tokens, passwords and keys, of all endpoints.
+    pub secrets: Vec<PathBuf>,
+}
+
+/// Those alone.
+pub fn read_places(tree: &Table) -> Result<Places, Vec<(Place, String)>> {
+    let problems = Problems::default();
+    let mut root = Section::root(tree, &problems);
+    let outbox = root.section("outbox").path("dir").unwrap_or_else(|| Outbox::default().dir);
+    let socket = root.section("local").path("socket").unwrap_or_else(|| Local::default().socket);
+    let device = root.section("device").text("id").unwrap_or_else(|| Device::default().id);
+    let mut upstream = root.section("upstream");
+    let mut secrets = Vec::new();
+    for mut endpoint in upstream.sections("endpoint").unwrap_or_default() {
+        let keys = ["token_file", "basic_file", "key_file", "proxy_basic_file"];
+        secrets.extend(keys.into_iter().filter_map(|key| endpoint.path(key)));
+    }
+    let problems = problems.into_sorted();
+    if problems.is_empty() { Ok(Places { outbox, socket, device, secrets }) } else { Err(problems) }
+}
+
 /// How a link comes back and stays up: what a fleet's planner needs, of a whole configuration or of a fragment.
 pub fn read_link(tree: &Table) -> Result<Upstream, Vec<(Place, String)>> {
     let problems = Problems::default();

@@ -22,16 +22,22 @@ pub type Table = BTreeMap<String, Node>;
 /// A value and its place: of a table or a list, the place of its key.
 #[derive(Debug, Clone)]
 pub struct Node {
+    /// What stands there.
     pub value: Value,
+    /// Where.
     pub place: Place,
 }
 
 /// What a node holds.
 #[derive(Debug, Clone)]
 pub enum Value {
+    /// `[key]`, or `{ … }`.
     Table(Table),
+    /// `[…]`, or each `[[key]]`.
     List(Vec<Node>),
+    /// A string.
     Text(String),
+    /// A boolean.
     Flag(bool),
     /// `None`: beyond 64 bits.
     Number(Option<i64>),

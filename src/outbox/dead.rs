@@ -7,7 +7,7 @@
 
 use serde::Deserialize;
 
-use super::disk::{Disk, Entry};
+use super::disk::Entry;
 use super::format::{HEADER_BYTES_MAX, PAGE_BYTES, RECORD_OVERHEAD_BYTES_MAX, pages_for};
 use super::lane::{Io, Lane};
 use super::segments::parse_segment_name;
@@ -71,33 +71,34 @@ pub struct DeadLetters {
 }
 
 impl DeadLetters {
-    /// Opens what lies there.
-    pub fn open<D: Disk>(
-        io: &mut Io<D>,
-        config: &Config,
-        segments: &[(LaneName, u32, u64)],
-        report: &mut Report,
-    ) -> Self {
-        let own_files = segments.iter().filter(|(lane, ..)| lane.as_str() == DEAD_LANE);
-        let files: Vec<(u32, u64)> = own_files.map(|(_, number, bytes)| (*number, *bytes)).collect();
-        let own = config.lanes.iter().find(|lane| lane.name.as_str() == DEAD_LANE).cloned();
-        let segment_bytes = segment_bytes(config.record_bytes_max);
-        let headroom_bytes_min = config.headroom_bytes_min;
-        let mut dead = Self { config: own, segment_bytes, headroom_bytes_min, lane: None, pending: false };
-        if !files.is_empty() {
-            dead.begin(io, &files, report);
+    /// None known yet.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            config: config.lanes.iter().find(|lane| lane.name.as_str() == DEAD_LANE).cloned(),
+            segment_bytes: segment_bytes(config.record_bytes_max),
+            headroom_bytes_min: config.headroom_bytes_min,
+            lane: None,
+            pending: false,
         }
-        dead
     }
 
-    fn begin<D: Disk>(&mut self, io: &mut Io<D>, files: &[(u32, u64)], report: &mut Report) {
+    /// Reads what lies there.
+    pub fn recover(&mut self, io: &mut Io, segments: &[(LaneName, u32, u64)], report: &mut Report) {
+        let own_files = segments.iter().filter(|(lane, ..)| lane.as_str() == DEAD_LANE);
+        let files: Vec<(u32, u64)> = own_files.map(|(_, number, bytes)| (*number, *bytes)).collect();
+        if !files.is_empty() {
+            self.begin(io, &files, report);
+        }
+    }
+
+    fn begin(&mut self, io: &mut Io, files: &[(u32, u64)], report: &mut Report) {
         let mut lane = Lane::new(name(), self.config.clone(), self.segment_bytes, self.headroom_bytes_min);
         lane.recover(io, files, report);
         self.lane = Some(lane);
     }
 
     /// Takes a letter; on flash with the next [`DeadLetters::commit`]. Its record was handed in as `draft`.
-    fn push<D: Disk>(&mut self, io: &mut Io<D>, identity: &str, draft: Draft, reason: &str) -> Result<(), PushError> {
+    fn push(&mut self, io: &mut Io, identity: &str, draft: Draft, reason: &str) -> Result<(), PushError> {
         if self.config.is_none() {
             return Ok(());
         }
@@ -120,7 +121,7 @@ impl DeadLetters {
     }
 
     /// Puts the letters on flash: before the acks that cover their records are acted on.
-    pub fn commit<D: Disk>(&mut self, io: &mut Io<D>) {
+    pub fn commit(&mut self, io: &mut Io) {
         let Some(lane) = self.lane.as_mut().filter(|_| std::mem::take(&mut self.pending)) else { return };
         // Storage that failed before: letters are rare enough to try it with each of them.
         lane.retry(io, Instant::default(), true);
@@ -180,7 +181,7 @@ impl Lane {
     }
 }
 
-impl<D: Disk> Outbox<D> {
+impl Outbox {
     /// A copy of a refused record goes to the dead letters, on flash with the next ack.
     pub(super) fn bury(&mut self, lane: usize, log: usize, position: u64, reason: &str) {
         let held = &mut self.lanes[lane];

@@ -13,7 +13,7 @@ pub struct Entry {
 }
 
 /// One folder of files. Errors are [`io::Error`]; the outbox tells `StorageFull` and `ReadOnlyFilesystem` apart.
-pub trait Disk {
+pub trait Disk: 'static {
     /// The files there are.
     fn list(&mut self) -> io::Result<Vec<Entry>>;
     /// Fills `buf` from `offset`; returns how much there was.

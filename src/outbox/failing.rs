@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::disk::{Disk, Entry};
+use super::disk::Entry;
 use super::lane::{Io, Lane, Reach, TAIL_BYTES_MAX};
 use super::log::{Leave, Log};
 use super::segments::parse_segment_name;
@@ -40,7 +40,7 @@ impl Failing {
 
 impl Lane {
     /// Flash does not take what waits: it moves to a log in RAM. What may have left keeps its number in the old one.
-    pub(super) fn go_on_in_ram<D: Disk>(&mut self, io: &mut Io<D>) {
+    pub(super) fn go_on_in_ram(&mut self, io: &mut Io) {
         let waiting = self.logs.last_mut().map(Log::seal).unwrap_or_default();
         self.logs.iter_mut().for_each(|log| log.recent.shrink(0));
         // A segment in which nothing could be written holds no log's newest header.
@@ -72,7 +72,7 @@ impl Lane {
     }
 
     /// Tries flash again when it is time, or, at a stop, at once.
-    pub(super) fn retry<D: Disk>(&mut self, io: &mut Io<D>, now: Instant, at_once: bool) {
+    pub(super) fn retry(&mut self, io: &mut Io, now: Instant, at_once: bool) {
         self.now = self.now.max(now);
         let Some(failing) = self.failing.filter(|failing| at_once || failing.retry_at <= now) else { return };
         if self.return_to_flash(io) {
@@ -86,7 +86,7 @@ impl Lane {
     }
 
     /// Begins a new log on flash and moves there what waits in RAM and has not left.
-    fn return_to_flash<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
+    fn return_to_flash(&mut self, io: &mut Io) -> bool {
         if self.unlisted && !self.recover_late(io) {
             return false;
         }
@@ -112,7 +112,7 @@ impl Lane {
     }
 
     /// The folder could not be listed at the start: what lies there comes first, lest it be overwritten.
-    fn recover_late<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
+    fn recover_late(&mut self, io: &mut Io) -> bool {
         let Ok(files) = io.disk.list() else { return false };
         let own = |file: &Entry| parse_segment_name(&file.name).filter(|(name, _)| *name == self.name);
         let segments: Vec<(u32, u64)> = files.iter().filter_map(|file| Some((own(file)?.1, file.bytes))).collect();

@@ -72,7 +72,8 @@ const LAP_MAX: u32 = u32::MAX / 2;
 const POSITION_MAX: u64 = INTEGER_MAX / 2;
 const RUN_BYTES: usize = 17;
 const MAGIC: [u8; 4] = *b"BHOB";
-const VERSION: u8 = 1;
+/// The version of the format that is written here, and the newest that is read.
+pub const VERSION: u8 = 1;
 /// Not zero, so that a page of zeros never passes.
 const CRC_SEED: u32 = 0x6268_6f62;
 
@@ -294,6 +295,13 @@ pub fn page(bytes: &[u8], place: Place) -> Page {
         return Page::Written { lap: u32::from_le_bytes(lap.try_into().expect("4 bytes")) };
     }
     if bytes == [0; PAGE_BYTES] { Page::Zero } else { Page::Bad }
+}
+
+/// The version of a batch that a later version of this program began here. Its page is intact by its tag, so no damage
+/// looks like it: every version keeps page, tag, magic and the version's place, and begins with a segment of its own.
+pub fn newer_version(bytes: &[u8], place: Place) -> Option<u8> {
+    let is_batch = matches!(page(bytes, place), Page::Written { .. }) && bytes[..4] == MAGIC;
+    (is_batch && bytes[4] > VERSION).then_some(bytes[4])
 }
 
 /// Makes a page one that no batch wrote: its first `kept` bytes stay, a header's perhaps, the rest is zeros under a tag

@@ -61,6 +61,18 @@ pub struct Pages {
     pub damaged: Vec<u32>,
 }
 
+/// A segment that a later version wrote, and that version. Asked before [`Outbox::open`], which would take it for
+/// damage: what cannot be read must stay as it is.
+pub fn newer_format<D: Disk>(disk: &mut D) -> Option<(String, u8)> {
+    let mut first = vec![0; PAGE_BYTES];
+    disk.list().ok()?.into_iter().find_map(|file| {
+        let (_, segment) = parse_segment_name(&file.name)?;
+        let whole = disk.read_at(&file.name, 0, &mut first).is_ok_and(|read| read == PAGE_BYTES);
+        let version = format::newer_version(&first, Place { segment, page: 0 }).filter(|_| whole)?;
+        Some((file.name, version))
+    })
+}
+
 /// A configuration with which [`Outbox::open`] takes every lane in these files as it is.
 pub fn config_found(files: &[Entry], record_bytes_max: u32) -> Config {
     let mut names: Vec<LaneName> = Vec::new();
@@ -97,7 +109,7 @@ pub fn segment_of(file: &str) -> Option<(LaneName, u32)> {
 }
 
 /// Reads every page of a segment's file and checks its tag.
-pub fn pages<D: Disk>(disk: &mut D, file: &Entry, number: u32) -> Pages {
+pub fn pages(disk: &mut dyn Disk, file: &Entry, number: u32) -> Pages {
     let mut pages = Pages::default();
     let mut bytes = vec![0; PAGE_BYTES];
     for page in 0..(file.bytes.min(u64::from(SEGMENT_BYTES_MAX)) / PAGE_BYTES as u64) as u32 {
@@ -115,7 +127,7 @@ pub fn pages<D: Disk>(disk: &mut D, file: &Entry, number: u32) -> Pages {
     pages
 }
 
-impl<D: Disk> Outbox<D> {
+impl Outbox {
     /// The lanes and their epochs. Reads nothing.
     pub fn look(&self) -> Vec<LaneView> {
         let epoch = |log: &Log| {

@@ -10,7 +10,6 @@ use std::hash::{DefaultHasher, Hasher};
 use std::ops::RangeInclusive;
 
 use super::Draft;
-use super::disk::Disk;
 use super::format::Slot;
 use super::lane::{Io, Lane};
 use super::segments::Segment;
@@ -108,7 +107,7 @@ impl Keys {
 impl Lane {
     /// The record that came under this key, if it is not lost. The first question reads what flash knows of keys: a
     /// start has no use for it, and lanes whose producers use no keys never read it.
-    pub(super) fn known<D: Disk>(&mut self, io: &mut Io<D>, key: &str) -> Option<Name> {
+    pub(super) fn known(&mut self, io: &mut Io, key: &str) -> Option<Name> {
         if self.keys.seeds.is_none() {
             self.keys.seeds = Some([io.rng.u64(..), io.rng.u64(..)]);
         }
@@ -121,7 +120,7 @@ impl Lane {
         (!lost).then_some((epoch, seq))
     }
 
-    fn read_keys<D: Disk>(&mut self, io: &mut Io<D>) {
+    fn read_keys(&mut self, io: &mut Io) {
         let mut used: Vec<Segment> = self.segments.iter().filter(|segment| segment.used.is_some()).cloned().collect();
         used.sort_by_key(|segment| segment.used.map_or(0, |used| used.lap));
         let read = if self.is_dead_letters() { used.len() } else { SEGMENTS_READ };

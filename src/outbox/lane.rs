@@ -32,11 +32,9 @@ pub const fn waiting_bytes_max(segment_bytes: u32) -> usize {
     2 * segment_bytes as usize + TAIL_BYTES_MAX
 }
 
-/// The disk with what all lanes share.
+/// The disk with what all lanes share. A lane takes an `Io` of any disk, and is compiled once for all of them.
 #[derive(Clone)]
-pub struct Io<D> {
-    /// The folder.
-    pub disk: D,
+pub struct Io<D: ?Sized = dyn Disk> {
     /// Draws origins and epochs.
     pub rng: fastrand::Rng,
     /// What the clocks say; `None`: never told, nothing expires.
@@ -55,9 +53,11 @@ pub struct Io<D> {
     pub last_error: String,
     /// What someone should know, oldest first; one a change of a lane's state.
     pub events: VecDeque<Event>,
+    /// The folder.
+    pub disk: D,
 }
 
-impl<D: Disk> Io<D> {
+impl Io {
     /// A number for an epoch or an origin.
     pub fn draw(&mut self) -> u64 {
         self.rng.u64(1..=INTEGER_MAX)
@@ -182,7 +182,7 @@ impl Lane {
     }
 
     /// Begins a log with its first, empty batch. An error: there is no such log.
-    pub fn begin<D: Disk>(&mut self, io: &mut Io<D>) -> Result<(), PushError> {
+    pub fn begin(&mut self, io: &mut Io) -> Result<(), PushError> {
         let log = Log::new(io.draw(), io.draw(), self.leave());
         let origin = log.origin;
         self.logs.push(log);
@@ -198,7 +198,7 @@ impl Lane {
         begun
     }
 
-    fn write_first_header<D: Disk>(&mut self, io: &mut Io<D>) -> Result<(), PushError> {
+    fn write_first_header(&mut self, io: &mut Io) -> Result<(), PushError> {
         match self.write_header(io, self.logs.len() - 1, Purpose::Reserve, Reach::Spare) {
             Ok(true) => Ok(()),
             Ok(false) | Err(_) => Err(PushError::Degraded),
@@ -223,7 +223,7 @@ impl Lane {
     }
 
     /// Numbers a record and keeps it in RAM until [`Lane::commit`].
-    pub fn push<D: Disk>(&mut self, io: &mut Io<D>, draft: Draft, now: Instant) -> Result<u64, PushError> {
+    pub fn push(&mut self, io: &mut Io, draft: Draft, now: Instant) -> Result<u64, PushError> {
         self.now = self.now.max(now);
         let Some(config) = &self.config else { return Err(PushError::Full) };
         let reject = config.overflow == config::Overflow::Reject;
@@ -280,7 +280,7 @@ impl Lane {
 
     /// Writes what is in RAM and syncs it. An error: of what was pushed since the last call, something was not taken,
     /// or is in RAM only.
-    pub fn commit<D: Disk>(&mut self, io: &mut Io<D>) -> Result<(), PushError> {
+    pub fn commit(&mut self, io: &mut Io) -> Result<(), PushError> {
         self.write_waiting(io);
         match self.failed.take() {
             Some(error) => Err(error),
@@ -291,7 +291,7 @@ impl Lane {
 
     /// Writes what waits, batch by batch. A write that fails is tried once more in another segment: pages that
     /// failed are never synced again (Rebello et al., ATC 2020). After that the lane goes on in RAM.
-    pub(super) fn write_waiting<D: Disk>(&mut self, io: &mut Io<D>) {
+    pub(super) fn write_waiting(&mut self, io: &mut Io) {
         while self.waiting().0 > 0 {
             self.fill_area(io);
             let result = self.write_records(io).or_else(|error| match error {
@@ -328,7 +328,7 @@ impl Lane {
     }
 
     /// Encodes the next batch of what waits.
-    fn fill_area<D: Disk>(&self, io: &mut Io<D>) {
+    fn fill_area(&self, io: &mut Io) {
         let bytes_max = batch_bytes_max(self.segment_bytes);
         for (draft, bytes) in self.log().recent.waiting_records() {
             if io.area.bytes() + bytes > bytes_max || io.area.count() >= SEGMENT_RECORDS_MAX {
@@ -338,7 +338,7 @@ impl Lane {
         }
     }
 
-    fn write_records<D: Disk>(&mut self, io: &mut Io<D>) -> Result<(), PushError> {
+    fn write_records(&mut self, io: &mut Io) -> Result<(), PushError> {
         let index = self.logs.len() - 1;
         let log = &self.logs[index];
         if log.reserved[1] < log.next {
@@ -347,7 +347,8 @@ impl Lane {
             written.map_err(|error| self.refusal(&error))?;
         }
         let pages = self.pages_for(io.area.bytes());
-        let slot = self.make_room(io, pages, io.area.count())?;
+        let records = io.area.count();
+        let slot = self.make_room(io, pages, records)?;
         let mut area = std::mem::take(&mut io.area);
         let result = self.write_batch(io, index, slot, &mut area, Purpose::Records);
         io.area = area;
@@ -366,13 +367,7 @@ impl Lane {
     }
 
     /// Writes an empty batch for a log. False: there is no page for it within reach.
-    pub fn write_header<D: Disk>(
-        &mut self,
-        io: &mut Io<D>,
-        log: usize,
-        purpose: Purpose,
-        reach: Reach,
-    ) -> io::Result<bool> {
+    pub fn write_header(&mut self, io: &mut Io, log: usize, purpose: Purpose, reach: Reach) -> io::Result<bool> {
         let current = self.current(self.logs[log].origin);
         let page = current.and_then(|index| self.segments[index].used.map(|used| (index, used.page)));
         let slot = match page {
@@ -391,13 +386,7 @@ impl Lane {
 
     /// An older log gets no segment in which the next header would say it all: the last page but one bears the new one
     /// while the last is written again. It counts once that is done: until then a start finds the one that was there.
-    fn write_header_before<D: Disk>(
-        &mut self,
-        io: &mut Io<D>,
-        log: usize,
-        slot: usize,
-        purpose: Purpose,
-    ) -> io::Result<()> {
+    fn write_header_before(&mut self, io: &mut Io, log: usize, slot: usize, purpose: Purpose) -> io::Result<()> {
         let segment = &mut self.segments[slot];
         let (pages, has_room) = (segment.pages, segment.ends_in_headers());
         let Some(used) = segment.used.as_mut().filter(|used| has_room && used.page >= pages) else { return Ok(()) };
@@ -413,7 +402,7 @@ impl Lane {
 
     /// A segment for a header that found no page; only the log that takes records may take one, and neither acks
     /// nor repairs are worth a new file.
-    fn next_segment<D: Disk>(&mut self, io: &mut Io<D>, log: usize, purpose: Purpose) -> Option<usize> {
+    fn next_segment(&mut self, io: &mut Io, log: usize, purpose: Purpose) -> Option<usize> {
         if log + 1 != self.logs.len() {
             return None;
         }
@@ -425,9 +414,9 @@ impl Lane {
 
     /// Writes a batch at the segment's next page and syncs it. Whatever happens, no later write touches these pages;
     /// but for a segment's first ones, where the write failed.
-    fn write_batch<D: Disk>(
+    fn write_batch(
         &mut self,
-        io: &mut Io<D>,
+        io: &mut Io,
         log: usize,
         slot: usize,
         area: &mut RecordArea,
@@ -479,7 +468,7 @@ impl Lane {
     }
 
     /// Everything up to `position` of a log is stored upstream.
-    pub fn acked<D: Disk>(&mut self, io: &mut Io<D>, log: usize, position: u64, now: Instant) {
+    pub fn acked(&mut self, io: &mut Io, log: usize, position: u64, now: Instant) {
         self.now = self.now.max(now);
         let waited = self.logs[log].depth();
         let spared = self.logs[log].on_acked(position);
@@ -502,7 +491,7 @@ impl Lane {
     }
 
     /// Says what the disk said.
-    pub(super) fn warn<D: Disk>(&self, io: &mut Io<D>, error: &io::Error) {
+    pub(super) fn warn(&self, io: &mut Io, error: &io::Error) {
         log::warn!(target: "outbox", "write failed lane={} error={error}", self.name);
         io.last_error = error.to_string();
     }
@@ -510,7 +499,7 @@ impl Lane {
     /// Older logs that are done with go. Their last header says so: best effort where a newer log's headers do, too,
     /// since without it the next start offers the log again and the server says that it has it all. Where none stands
     /// on flash it comes first: their segments are reused, and what a power cut left of them would look damaged.
-    pub(super) fn close_drained<D: Disk>(&mut self, io: &mut Io<D>) {
+    pub(super) fn close_drained(&mut self, io: &mut Io) {
         for log in (0..self.logs.len() - 1).rev().filter(|log| self.logs[*log].is_drained()).collect::<Vec<_>>() {
             let told = self.logs[log].is_drained_durably()
                 || matches!(self.write_header(io, log, Purpose::Acks, Reach::Again), Ok(true));
@@ -530,7 +519,7 @@ impl Lane {
     }
 
     /// Removes the files of a lane that has nothing left. A file that stays is found at the next start.
-    pub fn remove_if_drained<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
+    pub fn remove_if_drained(&mut self, io: &mut Io) -> bool {
         let drained = self.logs.iter().all(Log::is_drained);
         if drained {
             // The newest one last: it says that the others are done with.
@@ -546,7 +535,7 @@ impl Lane {
 
     /// Acks to flash in pages of their own, where there is a page. Not while records wait for flash: their batch
     /// carries the acks, and has been promised its pages.
-    pub fn flush_acks<D: Disk>(&mut self, io: &mut Io<D>, now: Instant) {
+    pub fn flush_acks(&mut self, io: &mut Io, now: Instant) {
         self.acks_since = None;
         if self.waiting().0 > 0 {
             return;
@@ -572,7 +561,7 @@ impl Lane {
 
     /// Protocol rule 7: draws a new epoch for a log; everything it holds is numbered from 1. False: it does not
     /// stand on flash yet, and nothing leaves under it.
-    pub fn renumber<D: Disk>(&mut self, io: &mut Io<D>, log: usize) -> bool {
+    pub fn renumber(&mut self, io: &mut Io, log: usize) -> bool {
         let epoch = io.draw();
         self.logs[log].renumber(epoch);
         self.reserve(io, log, Reach::Spare);
@@ -581,7 +570,7 @@ impl Lane {
 
     /// Writes headers until all that is on flash may leave: epoch and reservation stand on two pages. A full lane may
     /// have only one page left: on that one. What fails is tried again with the acks.
-    pub(super) fn reserve<D: Disk>(&mut self, io: &mut Io<D>, log: usize, reach: Reach) {
+    pub(super) fn reserve(&mut self, io: &mut Io, log: usize, reach: Reach) {
         let mut written = Ok(true);
         for _ in 0..2 {
             if self.logs[log].wants_reservation() && matches!(written, Ok(true)) {

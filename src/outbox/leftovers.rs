@@ -6,20 +6,13 @@
 use std::io;
 use std::ops::Range;
 
-use super::disk::Disk;
 use super::format::{self, Header, PAGE_BYTES, PAYLOAD_BYTES, Page, Place};
 use super::lane::{Io, Lane, Purpose};
 use super::segments::segment_name;
 
 impl Lane {
     /// Clears a segment from `page` on for records of `lap`, unless that was done.
-    pub(super) fn clear_leftovers<D: Disk>(
-        &mut self,
-        io: &mut Io<D>,
-        index: usize,
-        page: u32,
-        lap: u32,
-    ) -> io::Result<()> {
+    pub(super) fn clear_leftovers(&mut self, io: &mut Io, index: usize, page: u32, lap: u32) -> io::Result<()> {
         let segment = &self.segments[index];
         let pages = page..segment.cleared.min(segment.data_pages());
         if !pages.is_empty() {
@@ -32,13 +25,7 @@ impl Lane {
     /// A page may stay that is zeros or, whole, of an earlier lap: a record's checksum covers the lap. So may an earlier
     /// lap's header, without which a start would not know how old the segment is. One that cannot be read stays, too:
     /// what lies there is not known to be worth nothing.
-    pub(super) fn clear_pages<D: Disk>(
-        &self,
-        io: &mut Io<D>,
-        index: usize,
-        pages: Range<u32>,
-        lap: u32,
-    ) -> io::Result<()> {
+    pub(super) fn clear_pages(&self, io: &mut Io, index: usize, pages: Range<u32>, lap: u32) -> io::Result<()> {
         let segment = &self.segments[index];
         let name = segment_name(&self.name, segment.number);
         let mut cleared = false;

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use super::Outbox;
-use super::disk::Disk;
 use super::lane::{Io, Lane, Purpose, Reach};
 use super::log::{Leave, Log};
 use crate::record::LaneName;
@@ -17,7 +16,7 @@ const BACKLOG_AGE_MIN: Duration = Duration::from_secs(5);
 /// waits behind what is live by now.
 const LOGS_MAX: usize = 2;
 
-impl<D: Disk> Outbox<D> {
+impl Outbox {
     /// A connection is about to begin: its `hello` names what the lanes have then. Returns those that go on in a new
     /// epoch. Costs such a lane a page on flash, and a segment that it would soon have taken; one more, and a page in it,
     /// where its newest segment has no pages left for headers. A full `drop_oldest` lane gives up as many for them, a
@@ -29,13 +28,35 @@ impl<D: Disk> Outbox<D> {
 }
 
 impl Lane {
-    fn begin_live<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
+    fn begin_live(&mut self, io: &mut Io) -> bool {
         let Some(config) = self.config.as_ref().filter(|config| config.live_share > 0.0) else { return false };
-        let segments_bytes = 2 * (self.logs.len() as u64 + 1) * u64::from(self.segment_bytes);
-        let may_begin = self.failing.is_none() && self.logs.len() < LOGS_MAX && segments_bytes <= config.bytes_max;
-        if !may_begin || !self.has_backlog(io) {
+        if self.logs.len() >= LOGS_MAX || !self.bears_another(config.bytes_max) || !self.has_backlog(io) {
             return false;
         }
+        self.begin_beside(io)
+    }
+
+    /// The folder came from another board, which may go on numbering where this one would. What is put from now on gets
+    /// a new epoch, what waits drains under its own: what of it is stored upstream already is known there by that
+    /// name. Without room for two, all that waits is numbered anew: then what was sent and not acked comes twice.
+    /// False: it does not stand on flash yet.
+    pub(super) fn leave_numbers_behind(&mut self, io: &mut Io) -> bool {
+        // A lane that is only drained names nothing new.
+        let Some(config) = &self.config else { return true };
+        let waits = oldest_held(self.log()).is_some();
+        if waits && self.bears_another(config.bytes_max) && self.begin_beside(io) {
+            return true;
+        }
+        (0..self.logs.len()).fold(true, |done, log| self.renumber(io, log) && done)
+    }
+
+    fn bears_another(&self, bytes_max: u64) -> bool {
+        let segments_bytes = 2 * (self.logs.len() as u64 + 1) * u64::from(self.segment_bytes);
+        self.failing.is_none() && segments_bytes <= bytes_max
+    }
+
+    /// A new log for what is put from now on.
+    fn begin_beside(&mut self, io: &mut Io) -> bool {
         // The log that is older from now on takes nothing more: what waits in RAM goes to flash before.
         self.write_waiting(io);
         let written = self.waiting().0 == 0 && self.log().leave != Leave::AtOnce;
@@ -48,13 +69,13 @@ impl Lane {
         has_room && (ends_in_headers || self.leave_room_for_headers(io)) && self.begin(io).is_ok()
     }
 
-    fn leave_room_for_headers<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
+    fn leave_room_for_headers(&mut self, io: &mut Io) -> bool {
         let log = self.logs.len() - 1;
         self.make_room(io, 1, 0).is_ok()
             && matches!(self.write_header(io, log, Purpose::Reserve, Reach::Data), Ok(true))
     }
 
-    fn has_backlog<D: Disk>(&self, io: &Io<D>) -> bool {
+    fn has_backlog(&self, io: &Io) -> bool {
         let log = self.log();
         let Some(oldest) = oldest_held(log) else { return false };
         // What is not in RAM any more was put long before all that is.

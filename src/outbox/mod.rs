@@ -28,6 +28,7 @@ pub mod sim_disk;
 
 use std::collections::VecDeque;
 use std::hash::Hasher;
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use crate::config;
@@ -57,7 +58,8 @@ pub struct Config {
     pub lanes: Vec<config::Lane>,
     /// Who this gateway is: a folder written by another one is a copied image.
     pub device: String,
-    /// The machine's id, likewise; empty where there is none.
+    /// The machine's id, likewise; empty where there is none. Behind a slash in it: which board, where that is known to
+    /// have changed.
     pub machine: String,
 }
 
@@ -138,10 +140,9 @@ pub enum Timer {
     Storage,
 }
 
-/// The outbox.
+/// The outbox. `Outbox` alone is one on any disk: what it does is compiled once for all of them.
 #[derive(Clone)]
-pub struct Outbox<D: Disk> {
-    io: Io<D>,
+pub struct Outbox<D: ?Sized = dyn Disk> {
     /// Configured lanes in the order of the configuration, then those that are only on flash.
     lanes: Vec<Lane>,
     default: LaneId,
@@ -149,18 +150,25 @@ pub struct Outbox<D: Disk> {
     dead: DeadLetters,
     /// The budget's window: no group commit comes sooner than that after its first record.
     commit_ms_min: u64,
+    io: Io<D>,
 }
 
 /// The file that says whose folder this is.
 pub const IDENTITY_FILE: &str = "lock";
 
+/// Device and machine are those of `identity`, only the board is not.
+fn is_moved(identity: &str, config: &Config) -> bool {
+    let id = |machine: &str| machine.trim_end().split('/').next().unwrap_or_default().to_owned();
+    let mut lines = identity.lines();
+    let theirs = (lines.next().unwrap_or_default(), id(lines.next().unwrap_or_default()));
+    theirs == (config.device.as_str(), id(&config.machine))
+}
+
 impl<D: Disk> Outbox<D> {
     /// Opens whatever lies on `disk`. Total: any bytes at all give a working outbox and a report.
     pub fn open(disk: D, config: &Config, seed: u64) -> (Self, Report) {
-        let rng = fastrand::Rng::with_seed(seed);
-        let mut io = Io {
-            disk,
-            rng,
+        let io = Io {
+            rng: fastrand::Rng::with_seed(seed),
             clock: None,
             purposes: Default::default(),
             payload_bytes: 0,
@@ -169,7 +177,54 @@ impl<D: Disk> Outbox<D> {
             scratch: Vec::new(),
             last_error: String::new(),
             events: VecDeque::new(),
+            disk,
         };
+        let default = config.lanes.iter().position(|lane| lane.default).unwrap_or(0);
+        let mut outbox = Self {
+            lanes: Vec::new(),
+            default: LaneId(default as u16),
+            record_bytes_max: config.record_bytes_max,
+            dead: DeadLetters::new(config),
+            commit_ms_min: 0,
+            io,
+        };
+        let report = outbox.recover(config);
+        (outbox, report)
+    }
+
+    /// The disk, for tests and for the shell's own figures.
+    pub fn disk_mut(&mut self) -> &mut D {
+        &mut self.io.disk
+    }
+
+    /// The disk, to look at.
+    pub fn disk(&self) -> &D {
+        &self.io.disk
+    }
+
+    /// Gives the disk back: what a power cut leaves.
+    pub fn into_disk(self) -> D {
+        self.io.disk
+    }
+}
+
+impl<D: Disk> Deref for Outbox<D> {
+    type Target = Outbox;
+
+    fn deref(&self) -> &Outbox {
+        self
+    }
+}
+
+impl<D: Disk> DerefMut for Outbox<D> {
+    fn deref_mut(&mut self) -> &mut Outbox {
+        self
+    }
+}
+
+impl Outbox {
+    fn recover(&mut self, config: &Config) -> Report {
+        let io = &mut self.io;
         let mut report = Report::default();
         let listed = io.disk.list();
         if let Err(error) = &listed {
@@ -178,7 +233,7 @@ impl<D: Disk> Outbox<D> {
         }
         let unlisted = listed.is_err();
         let files = listed.unwrap_or_default();
-        let mut lanes: Vec<Lane> = Vec::new();
+        let lanes = &mut self.lanes;
         let new = |name: LaneName, lane| Lane::new(name, lane, config.segment_bytes, config.headroom_bytes_min);
         for lane in config.lanes.iter().filter(|lane| lane.name.as_str() != DEAD_LANE) {
             lanes.push(new(lane.name.clone(), Some(lane.clone())));
@@ -191,29 +246,20 @@ impl<D: Disk> Outbox<D> {
                 lanes.push(new(name.clone(), None));
             }
         }
-        for lane in &mut lanes {
+        for lane in lanes {
             if unlisted {
-                lane.go_on_in_ram(&mut io);
+                lane.go_on_in_ram(io);
                 lane.unlisted = true;
             } else {
                 let own = segments.iter().filter(|(name, ..)| *name == lane.name);
                 let own: Vec<(u32, u64)> = own.map(|(_, number, bytes)| (*number, *bytes)).collect();
-                lane.recover(&mut io, &own, &mut report);
+                lane.recover(io, &own, &mut report);
             }
         }
-        let dead = DeadLetters::open(&mut io, config, &segments, &mut report);
-        let default = config.lanes.iter().position(|lane| lane.default).unwrap_or(0);
-        let mut outbox = Self {
-            io,
-            lanes,
-            default: LaneId(default as u16),
-            record_bytes_max: config.record_bytes_max,
-            commit_ms_min: 0,
-            dead,
-        };
-        outbox.check_identity(config, &mut report);
-        outbox.remove_drained();
-        (outbox, report)
+        self.dead.recover(io, &segments, &mut report);
+        self.check_identity(config, &mut report);
+        self.remove_drained();
+        report
     }
 
     /// A folder that another device wrote is a copied image: its numbering is that device's, ours begins anew.
@@ -229,11 +275,15 @@ impl<D: Disk> Outbox<D> {
         }
         if !blank {
             report.copied_image = true;
-            report
-                .notes
-                .push("this folder was written by another device or machine: every lane begins a new epoch".into());
+            let moved = is_moved(&String::from_utf8_lossy(&bytes), config);
+            let writer = if moved { "the same device on another board" } else { "another device or machine" };
+            report.notes.push(format!("this folder was written by {writer}: every lane begins a new epoch"));
             let mut renumbered = true;
             for lane in &mut self.lanes {
+                if moved {
+                    renumbered &= lane.leave_numbers_behind(&mut self.io);
+                    continue;
+                }
                 for log in 0..lane.logs.len() {
                     renumbered &= lane.renumber(&mut self.io, log);
                 }
@@ -488,21 +538,6 @@ impl<D: Disk> Outbox<D> {
     /// apart. The disk is the caller's.
     pub fn hash_state<H: Hasher>(&self, state: &mut H) {
         self.lanes.iter().for_each(|lane| lane.hash_state(state));
-    }
-
-    /// The disk, for tests and for the shell's own figures.
-    pub fn disk_mut(&mut self) -> &mut D {
-        &mut self.io.disk
-    }
-
-    /// The disk, to look at.
-    pub fn disk(&self) -> &D {
-        &self.io.disk
-    }
-
-    /// Gives the disk back: what a power cut leaves.
-    pub fn into_disk(self) -> D {
-        self.io.disk
     }
 }
 

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::io;
 
 use super::Draft;
-use super::disk::Disk;
 use super::format::{self, Header, PAGE_BYTES, Page, Place, Slot};
 use super::lane::{Io, Lane};
 use super::mutants::mutant;
@@ -36,14 +35,7 @@ impl Cursor {
 
 impl Lane {
     /// What comes next from `from` on, contiguous: records and gaps in seqs, only what may leave. Counts as sent.
-    pub fn fetch<D: Disk>(
-        &mut self,
-        io: &mut Io<D>,
-        log: usize,
-        from: u64,
-        records_max: usize,
-        bytes_max: usize,
-    ) -> Vec<Item> {
+    pub fn fetch(&mut self, io: &mut Io, log: usize, from: u64, records_max: usize, bytes_max: usize) -> Vec<Item> {
         let base = self.logs[log].base;
         let may_leave = self.logs[log].may_leave();
         let mut items = Vec::new();
@@ -104,7 +96,7 @@ impl Lane {
     }
 
     /// The record at a position that no run covers, if it can be read; else a run covers it now.
-    pub(super) fn record_at<D: Disk>(&mut self, io: &mut Io<D>, log: usize, position: u64) -> Option<Draft> {
+    pub(super) fn record_at(&mut self, io: &mut Io, log: usize, position: u64) -> Option<Draft> {
         if let Some(draft) = self.logs[log].recent.get(position) {
             return Some(draft.clone());
         }
@@ -139,7 +131,7 @@ impl Lane {
     }
 
     /// Moves the cursor to the batch that holds `position`; false: there is none, and what is missing is lost.
-    fn load<D: Disk>(&mut self, io: &mut Io<D>, log: usize, position: u64) -> bool {
+    fn load(&mut self, io: &mut Io, log: usize, position: u64) -> bool {
         let origin = self.logs[log].origin;
         let holds = |used: &Use| used.origin == origin && used.first <= position && position < used.end;
         let found = self.segments.iter().find_map(|segment| Some((segment.clone(), segment.used.filter(&holds)?)));
@@ -187,7 +179,7 @@ impl Lane {
     }
 
     /// The intact header that stands on a page.
-    pub(super) fn read_header<D: Disk>(&self, io: &mut Io<D>, segment: &Segment, page: u32) -> Option<Header> {
+    pub(super) fn read_header(&self, io: &mut Io, segment: &Segment, page: u32) -> Option<Header> {
         let (bytes, _) = self.read_page(io, segment, page);
         let place = Place { segment: segment.number, page };
         Header::decode(&bytes[..format::PAYLOAD_BYTES], place).filter(|header| header.lane == self.name)
@@ -195,12 +187,7 @@ impl Lane {
 
     /// One page and what its tag says; a page that cannot be read is bad. Twice, since an error may pass, and what a
     /// start does not see it goes on without.
-    pub(super) fn read_page<D: Disk>(
-        &self,
-        io: &mut Io<D>,
-        segment: &Segment,
-        page: u32,
-    ) -> (Box<[u8; PAGE_BYTES]>, Page) {
+    pub(super) fn read_page(&self, io: &mut Io, segment: &Segment, page: u32) -> (Box<[u8; PAGE_BYTES]>, Page) {
         for _ in 0..2 {
             if let Ok(read) = self.try_read_page(io, segment, page) {
                 return read;
@@ -210,9 +197,9 @@ impl Lane {
     }
 
     /// The same for who has to know damage from what cannot be read now: an error, or less than a page.
-    pub(super) fn try_read_page<D: Disk>(
+    pub(super) fn try_read_page(
         &self,
-        io: &mut Io<D>,
+        io: &mut Io,
         segment: &Segment,
         page: u32,
     ) -> io::Result<(Box<[u8; PAGE_BYTES]>, Page)> {
@@ -227,7 +214,7 @@ impl Lane {
     }
 
     /// The joined payload of a batch, as far as it lies in the segment.
-    pub(super) fn read_batch<D: Disk>(&self, io: &mut Io<D>, segment: &Segment, page: u32, pages: u32) -> Vec<u8> {
+    pub(super) fn read_batch(&self, io: &mut Io, segment: &Segment, page: u32, pages: u32) -> Vec<u8> {
         let pages = pages.min(segment.pages - page);
         let mut bytes = vec![0; pages as usize * PAGE_BYTES];
         let name = segment_name(&self.name, segment.number);

@@ -4,7 +4,6 @@
 use std::io;
 
 use super::Report;
-use super::disk::Disk;
 use super::format::{self, Header, PAGE_BYTES, Page, Place, SEGMENT_BYTES_MAX, Slot};
 use super::lane::{Io, Lane, Purpose, Reach};
 use super::log::{Leave, Log, RESERVE_STEP};
@@ -60,7 +59,7 @@ struct Repairs {
 impl Lane {
     /// Takes in the lane's segments: number and size in bytes. Afterwards it has at least one log, unless storage takes
     /// nothing at all.
-    pub fn recover<D: Disk>(&mut self, io: &mut Io<D>, files: &[(u32, u64)], report: &mut Report) {
+    pub fn recover(&mut self, io: &mut Io, files: &[(u32, u64)], report: &mut Report) {
         let Report { notes, lost_lanes, .. } = report;
         let mut scanned: Vec<(usize, Header, bool)> = Vec::new();
         let mut repairs = Repairs::default();
@@ -154,7 +153,7 @@ impl Lane {
 
     /// What is still to be written before records may leave: nothing, after an ordinary start. The order matters:
     /// what the damage may have held stands on flash as a run before the damage goes.
-    fn prepare<D: Disk>(&mut self, io: &mut Io<D>, repairs: Repairs, notes: &mut Vec<String>) {
+    fn prepare(&mut self, io: &mut Io, repairs: Repairs, notes: &mut Vec<String>) {
         let Repairs { doubt, mut suspects, mut remake, leftovers, first_page_bad } = repairs;
         if self.logs.is_empty() {
             // Damaged while it was filled it may be short, too: made anew, it is as long as any.
@@ -209,7 +208,7 @@ impl Lane {
     }
 
     /// Makes segments anew that hold nothing.
-    fn remake<D: Disk>(&mut self, io: &mut Io<D>, numbers: &[u32], notes: &mut Vec<String>) {
+    fn remake(&mut self, io: &mut Io, numbers: &[u32], notes: &mut Vec<String>) {
         let name = self.name.clone();
         self.segments.retain(|segment| {
             if !numbers.contains(&segment.number) {
@@ -222,14 +221,14 @@ impl Lane {
     }
 
     /// Clears what lies behind the tail.
-    fn scrub_tail<D: Disk>(&mut self, io: &mut Io<D>) -> io::Result<()> {
+    fn scrub_tail(&mut self, io: &mut Io) -> io::Result<()> {
         let current = self.current(self.log().origin).and_then(|index| Some((index, self.segments[index].used?)));
         current.map_or(Ok(()), |(index, used)| self.clear_leftovers(io, index, used.page, used.lap))
     }
 
     /// Clears the first pages of segments that go on behind them, if they are damaged: one that could not be read for a
     /// moment holds what was promised, of whatever lap.
-    fn scrub_first_pages<D: Disk>(&self, io: &mut Io<D>, numbers: impl Iterator<Item = u32>) -> io::Result<()> {
+    fn scrub_first_pages(&self, io: &mut Io, numbers: impl Iterator<Item = u32>) -> io::Result<()> {
         for number in numbers {
             if let Some(index) = self.segments.iter().position(|segment| segment.number == number) {
                 self.clear_pages(io, index, 0..1, self.lap + 1)?;
@@ -238,14 +237,14 @@ impl Lane {
         Ok(())
     }
 
-    fn write_repair<D: Disk>(&mut self, io: &mut Io<D>) -> bool {
+    fn write_repair(&mut self, io: &mut Io) -> bool {
         match self.logs.len().checked_sub(1) {
             Some(newest) => matches!(self.write_header(io, newest, Purpose::Repair, Reach::Again), Ok(true)),
             None => false,
         }
     }
 
-    fn scan<D: Disk>(&self, io: &mut Io<D>, segment: &Segment) -> Scan {
+    fn scan(&self, io: &mut Io, segment: &Segment) -> Scan {
         let (bytes, kind) = self.read_page(io, segment, 0);
         let place = Place { segment: segment.number, page: 0 };
         let header = Header::decode(&bytes[..format::PAYLOAD_BYTES], place).filter(|header| header.lane == self.name);
@@ -277,9 +276,9 @@ impl Lane {
     }
 
     /// One log from its segments, in the order of their laps; the newest log gets `all` segments of the lane.
-    fn recover_log<D: Disk>(
+    fn recover_log(
         &mut self,
-        io: &mut Io<D>,
+        io: &mut Io,
         own: &[&(usize, Header, bool)],
         all: Option<&[(usize, Header, bool)]>,
         unknown: u64,
@@ -396,7 +395,7 @@ impl Lane {
         suspects
     }
 
-    fn walk<D: Disk>(&self, io: &mut Io<D>, segment: &Segment, first: &Header) -> Walk {
+    fn walk(&self, io: &mut Io, segment: &Segment, first: &Header) -> Walk {
         let (mut headers, mut records) = (Vec::<Header>::new(), 0u32);
         let (mut page, mut last_at, mut end, mut records_end) = (0, 0, 0, 0);
         let mut failed = 0;
@@ -440,13 +439,7 @@ impl Lane {
     }
 
     /// What of the newest batch is not intact. Pages that are zero or stale were never synced: nothing was promised.
-    fn lost_in_batch<D: Disk>(
-        &self,
-        io: &mut Io<D>,
-        segment: &Segment,
-        page: u32,
-        header: &Header,
-    ) -> Vec<(u64, bool)> {
+    fn lost_in_batch(&self, io: &mut Io, segment: &Segment, page: u32, header: &Header) -> Vec<(u64, bool)> {
         let payload = self.read_batch(io, segment, page, header.pages());
         let slots = format::records(header, &payload);
         if slots.iter().all(|slot| matches!(slot, Slot::Intact(_))) {

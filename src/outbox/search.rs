@@ -2,14 +2,13 @@
 //! dead letters), all records of a segment (for the keys).
 
 use super::Draft;
-use super::disk::Disk;
 use super::format::{self, Header, Slot};
 use super::lane::{Io, Lane};
 use super::segments::Segment;
 
 impl Lane {
     /// The record at a position, from RAM or flash; `None` where it cannot be read.
-    pub(super) fn look_up<D: Disk>(&self, io: &mut Io<D>, log: usize, position: u64) -> Option<Draft> {
+    pub(super) fn look_up(&self, io: &mut Io, log: usize, position: u64) -> Option<Draft> {
         if let Some(draft) = self.logs[log].recent.get(position) {
             return Some(draft.clone());
         }
@@ -28,7 +27,7 @@ impl Lane {
     }
 
     /// The intact batches of a segment's present turn, with the page that each begins on.
-    pub(super) fn batches<D: Disk>(&self, io: &mut Io<D>, segment: &Segment) -> Vec<(u32, Header)> {
+    pub(super) fn batches(&self, io: &mut Io, segment: &Segment) -> Vec<(u32, Header)> {
         let Some(used) = segment.used else { return Vec::new() };
         let written = if used.page == 0 { segment.pages } else { used.page.min(segment.pages) };
         let (mut batches, mut page) = (Vec::new(), 0);
@@ -46,7 +45,7 @@ impl Lane {
     }
 
     /// The records of such a batch, in the order of their positions.
-    pub(super) fn records<D: Disk>(&self, io: &mut Io<D>, segment: &Segment, page: u32, header: &Header) -> Vec<Slot> {
+    pub(super) fn records(&self, io: &mut Io, segment: &Segment, page: u32, header: &Header) -> Vec<Slot> {
         let payload = self.read_batch(io, segment, page, header.pages());
         format::records(header, &payload)
     }

@@ -3,7 +3,6 @@
 use std::io;
 
 use super::PushError;
-use super::disk::Disk;
 use super::format::{HEADER_BYTES_MAX, PAGE_BYTES, PAYLOAD_BYTES, SEGMENT_RECORDS_MAX};
 use super::lane::{Io, Lane, Purpose, Reach};
 use super::log::Log;
@@ -160,7 +159,7 @@ impl Lane {
     }
 
     /// Whether a batch of so many pages and records has a place without giving anything up.
-    pub(super) fn has_room<D: Disk>(&self, io: &mut Io<D>, pages: u32, records: u32) -> bool {
+    pub(super) fn has_room(&self, io: &mut Io, pages: u32, records: u32) -> bool {
         let current = self.current(self.log().origin);
         if current.is_some_and(|current| self.segments[current].fits(pages, records)) || self.free().is_some() {
             return true;
@@ -170,13 +169,13 @@ impl Lane {
     }
 
     /// Whether there can be so many segments beside those in use, giving up what the lane's policy allows.
-    pub(super) fn has_segments<D: Disk>(&self, io: &mut Io<D>, count: usize) -> bool {
+    pub(super) fn has_segments(&self, io: &mut Io, count: usize) -> bool {
         let drops = self.config.as_ref().is_some_and(|config| config.overflow == config::Overflow::DropOldest);
         let held = self.held(drops);
         let bytes: u64 = held.iter().map(|index| self.segments[*index].bytes()).sum();
         let new = count.saturating_sub(self.segments.len() - held.len()) as u64;
         let bytes_new = new * u64::from(self.segment_bytes);
-        let has_headroom = |io: &mut Io<D>| {
+        let has_headroom = |io: &mut Io| {
             io.disk.free_bytes().is_ok_and(|free| free >= self.headroom_bytes_min.saturating_add(bytes_new))
         };
         bytes + count as u64 * u64::from(self.segment_bytes) <= self.bytes_max() && (new == 0 || has_headroom(io))
@@ -212,13 +211,13 @@ impl Lane {
         self.config.as_ref().map_or(0, |config| config.bytes_max).max(bytes_min)
     }
 
-    fn has_headroom<D: Disk>(&self, io: &mut Io<D>) -> io::Result<bool> {
+    fn has_headroom(&self, io: &mut Io) -> io::Result<bool> {
         Ok(io.disk.free_bytes()? >= self.headroom_bytes_min + u64::from(self.segment_bytes))
     }
 
     /// Removes free segments that are no use: made under another configuration, they are too small, or more than the
     /// lane may have by now. Two headers stay that say so, so that one damaged page brings nothing back.
-    pub(super) fn shed<D: Disk>(&mut self, io: &mut Io<D>) {
+    pub(super) fn shed(&mut self, io: &mut Io) {
         if !self.may_shed {
             return;
         }
@@ -257,7 +256,7 @@ impl Lane {
 
     /// Removes a segment for good. Segments go in an order, and no power cut may bring an older one back alone; false:
     /// it might.
-    pub(super) fn remove<D: Disk>(&mut self, io: &mut Io<D>, number: u32) -> bool {
+    pub(super) fn remove(&mut self, io: &mut Io, number: u32) -> bool {
         if io.disk.remove(&segment_name(&self.name, number)).is_err() {
             return false;
         }
@@ -268,7 +267,7 @@ impl Lane {
 
     /// Finds the segment for a batch of the newest log, in this order: the one in use; one that flash says is free;
     /// one that is free once a header says so; a new one; the oldest, given up.
-    pub(super) fn make_room<D: Disk>(&mut self, io: &mut Io<D>, pages: u32, records: u32) -> Result<usize, PushError> {
+    pub(super) fn make_room(&mut self, io: &mut Io, pages: u32, records: u32) -> Result<usize, PushError> {
         let index = self.logs.len() - 1;
         let origin = self.logs[index].origin;
         // Each turn covers, takes, removes or makes one.
@@ -321,7 +320,7 @@ impl Lane {
         self.logs.iter().position(|log| log.origin == used.origin)
     }
 
-    fn drop_segment<D: Disk>(&mut self, io: &mut Io<D>, index: usize) -> Result<(), PushError> {
+    fn drop_segment(&mut self, io: &mut Io, index: usize) -> Result<(), PushError> {
         let (Some(used), Some(owner)) = (self.segments[index].used, self.owner(index)) else { return Ok(()) };
         self.counters.overflowed += self.logs[owner].give_up(used.end - 1, Why::Overflow);
         if mutant!(OverwrittenBeforeFloor) {
@@ -332,7 +331,7 @@ impl Lane {
     }
 
     /// Writes a header that frees the oldest segment.
-    fn cover<D: Disk>(&mut self, io: &mut Io<D>, owner: usize) -> Result<(), PushError> {
+    fn cover(&mut self, io: &mut Io, owner: usize) -> Result<(), PushError> {
         match self.write_header(io, owner, Purpose::Acks, Reach::Again) {
             Ok(true) => Ok(()),
             Ok(false) => Err(PushError::Degraded),
@@ -371,7 +370,7 @@ impl Lane {
 
     /// Makes one more segment, if it may: zeros, synced, and known to the folder, so that later writes are in place.
     /// False: there is no room for it, and the bound is what there is.
-    pub(super) fn grow<D: Disk>(&mut self, io: &mut Io<D>) -> io::Result<bool> {
+    pub(super) fn grow(&mut self, io: &mut Io) -> io::Result<bool> {
         let held: Vec<usize> = (0..self.segments.len()).collect();
         if !self.may_grow(&held) || !self.has_headroom(io)? {
             return Ok(false);
@@ -405,7 +404,7 @@ pub fn parse_segment_name(name: &str) -> Option<(LaneName, u32)> {
 }
 
 /// Fills a segment with zeros and syncs it and the folder.
-pub fn make_segment<D: Disk>(io: &mut Io<D>, name: &str, bytes: u32) -> io::Result<()> {
+pub fn make_segment(io: &mut Io, name: &str, bytes: u32) -> io::Result<()> {
     let zeros = [0; 16 * PAGE_BYTES];
     let mut offset = 0;
     while offset < bytes {

@@ -20,6 +20,8 @@ use rustix::io::Errno;
 
 use crate::insight::figures::Histogram;
 use crate::outbox::disk::{Disk, Entry};
+use crate::outbox::format::VERSION;
+use crate::outbox::inspect::newer_format;
 use crate::status::Samples;
 
 /// Files held open at once: the newest segments of a few lanes, and one that is read for the backlog.
@@ -325,6 +327,16 @@ pub struct Lock {
 pub fn is_owned(dir: &Path) -> bool {
     let Ok(file) = File::open(dir.join(LOCK_NAME)) else { return false };
     matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
+}
+
+/// What to say of a folder that a later version of this program wrote; `None`: it is not one. Changes nothing in it.
+pub fn newer(dir: &Path) -> Option<String> {
+    let (file, version) = newer_format(&mut RealDisk::read_only(dir))?;
+    Some(format!(
+        "the outbox was written by a newer backhaul, in format {version} (this one knows up to {VERSION}), and stays as \
+         it is: start the newer one again, and let it drain the outbox before going back dir={} file={file}",
+        dir.display()
+    ))
 }
 
 /// Another live agent owns the folder.

@@ -7,6 +7,7 @@ mod command;
 pub mod disk;
 pub mod entropy;
 mod errand;
+pub mod hardware;
 #[cfg(any(feature = "page", feature = "receiver"))]
 pub mod http;
 pub mod lifetime;

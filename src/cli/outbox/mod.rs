@@ -25,7 +25,7 @@ use crate::outbox::inspect::{EpochView, LaneView, config_found, segment_of};
 use crate::outbox::overlay::Overlay;
 use crate::outbox::{IDENTITY_FILE, Outbox, Report};
 use crate::record::{Gap, INTEGER_MAX, LaneName, Why};
-use crate::shell::disk::{RealDisk, is_owned};
+use crate::shell::disk::{RealDisk, is_owned, newer};
 
 /// Longest record that is looked at; an agent's own limit is far below.
 const RECORD_BYTES_MAX: u32 = 1 << 20;
@@ -46,6 +46,12 @@ pub fn run(args: &OutboxArgs) -> ExitCode {
         eprintln!("backhaul: {message}");
         ExitCode::from(code)
     })
+}
+
+/// Records that wait in this folder; `None` where it cannot be read.
+pub fn waiting(dir: &Path) -> Option<u64> {
+    let found = Found::open(dir).ok()?;
+    Some(held(&found.lanes()).0)
 }
 
 /// What ends a command, and its exit code.
@@ -157,6 +163,9 @@ fn held(lanes: &[LaneView]) -> (u64, u64) {
 
 /// The segments' files and the device of a folder that can be read.
 fn survey(dir: &Path) -> Result<(Vec<Entry>, String), Fault> {
+    if let Some(why) = newer(dir) {
+        return Err(Fault::new(exit::DATA, why));
+    }
     let mut disk = RealDisk::read_only(dir);
     let mut files = disk.list().map_err(|error| Fault::io(dir.display(), &error))?;
     files.retain(|file| segment_of(&file.name).is_some());

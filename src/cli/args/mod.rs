@@ -1,8 +1,10 @@
 //! What was typed → what it means, once: nothing behind this module sees an option. It reads no file and prints
 //! nothing.
 
+#[cfg(feature = "plan")]
+mod plan;
+
 use std::ffi::OsString;
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,14 +12,9 @@ use lexopt::{Arg, Parser, ValueExt};
 
 use super::help;
 use crate::config::load::DEFAULT_PATH;
-use crate::fleet::{Down, Goal, Over, Scenario, Start};
 use crate::shell::port::Wait;
-
-/// Of a plan: a fleet that takes longer to come back needs another server.
-const BOUND_S_MAX: f64 = 86_400.0;
-
-/// Of a plan: a month.
-const SECONDS_MAX: u64 = 31 * 86_400;
+#[cfg(feature = "plan")]
+pub use plan::PlanArgs;
 
 /// What the command line means.
 #[derive(Debug, PartialEq)]
@@ -28,6 +25,8 @@ pub enum Command {
     Run(RunArgs),
     /// `check`
     Check(CheckArgs),
+    /// `provision`
+    Provision(ProvisionArgs),
     /// `send`
     Send(SendArgs),
     /// `status`
@@ -35,7 +34,10 @@ pub enum Command {
     /// `outbox`
     Outbox(OutboxArgs),
     /// `plan`
+    #[cfg(feature = "plan")]
     Plan(PlanArgs),
+    /// A command that this build was made without.
+    NotBuilt(&'static str),
 }
 
 /// `backhaul run`
@@ -52,6 +54,42 @@ pub struct RunArgs {
 pub struct CheckArgs {
     /// The configuration file.
     pub config: PathBuf,
+    /// Takes secrets away from others before.
+    pub fix_permissions: bool,
+    /// Instead: the root of an image that is to be copied to many boards.
+    pub image: Option<PathBuf>,
+}
+
+/// `backhaul provision`
+#[derive(Debug, PartialEq)]
+pub struct ProvisionArgs {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// `[device] id`.
+    pub device_id: Option<String>,
+    /// The endpoint.
+    pub url: Option<String>,
+    /// The token.
+    pub token: Option<Source>,
+    /// CA, certificate and key, in this order.
+    pub files: [Option<PathBuf>; 3],
+    /// A folder with some of it.
+    pub from: From,
+    /// Replaces what was provisioned before.
+    pub force: bool,
+    /// Who is to read the secrets; `None`: `backhaul`, where there is such a user.
+    pub user: Option<String>,
+}
+
+/// Where provisioning takes what the options do not say.
+#[derive(Debug, PartialEq)]
+pub enum From {
+    /// From nowhere.
+    Nothing,
+    /// This folder.
+    Folder(PathBuf),
+    /// The boot partition's, if it has one: for init services.
+    Boot,
 }
 
 /// Where the agent's socket is.
@@ -188,30 +226,6 @@ impl ProveArgs {
     pub const KILLS_DEFAULT: u64 = 100;
 }
 
-/// `backhaul plan`
-#[derive(Debug, PartialEq)]
-pub struct PlanArgs {
-    /// What happens, but for the settings.
-    pub scenario: Scenario,
-    /// Whose settings; `None`: the defaults.
-    pub config: Option<PathBuf>,
-    /// Look for settings that meet this.
-    pub goal: Option<Goal>,
-    /// Beside it, what other programs' formulas do.
-    pub compare: bool,
-    /// For programs.
-    pub json: bool,
-    /// Where the plot goes.
-    pub svg: Option<PathBuf>,
-}
-
-impl PlanArgs {
-    /// Seconds of the outage unless `--outage` says otherwise.
-    pub const OUTAGE_S_DEFAULT: u64 = 60;
-    /// A million devices take a gigabyte.
-    pub const DEVICES_MAX: u64 = 10_000_000;
-}
-
 /// One line on what is wrong with the command line.
 #[derive(Debug, PartialEq)]
 pub struct UsageError(pub String);
@@ -223,18 +237,26 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageE
         _ if typed.version => return Ok(Command::Print(help::VERSION)),
         None if typed.help => return Ok(Command::Print(help::ALL)),
         None => {
-            return Err(UsageError("what to do? one of run, check, send, status, outbox, plan (see --help)".into()));
+            return Err(UsageError(
+                "what to do? one of run, check, provision, send, status, outbox, plan (see --help)".into(),
+            ));
         }
         Some(command) => command,
     };
     match command.as_str() {
         "run" => typed.run(),
         "check" => typed.check(),
+        "provision" => typed.provision(),
         "send" => typed.send(),
         "status" => typed.status(),
         "outbox" => typed.outbox(),
+        #[cfg(feature = "plan")]
         "plan" => typed.plan(),
-        other => Err(UsageError(format!("unknown command '{other}': one of run, check, send, status, outbox, plan"))),
+        #[cfg(not(feature = "plan"))]
+        "plan" => Ok(Command::NotBuilt("plan")),
+        other => Err(UsageError(format!(
+            "unknown command '{other}': one of run, check, provision, send, status, outbox, plan"
+        ))),
     }
 }
 
@@ -275,12 +297,15 @@ impl Typed {
                 "version" => typed.version = true,
                 "config" | "socket" | "lane" | "topic" | "wait" | "timeout" | "seconds" | "bytes" | "seen"
                 | "witness" | "kills" | "devices" | "accept-rate" | "burst" | "backlog" | "outage" | "down"
-                | "over" | "falls-over-at" | "loss-spread" | "rtt" | "peak" | "back-within" | "seed" | "svg" => {
+                | "device-id" | "url" | "token-file" | "ca-file" | "cert-file" | "key-file" | "from" | "user"
+                | "image" | "over" | "falls-over-at" | "loss-spread" | "rtt" | "peak" | "back-within" | "seed"
+                | "svg" => {
                     let value = parser.value().map_err(usage)?;
                     typed.options.push((name, Some(value)));
                 }
                 "strict" | "whole" | "json" | "check" | "watch" | "prometheus" | "yes" | "judge" | "sigkill"
-                | "child" | "planned" | "power-cut" | "no-retry-after" | "recommend" | "compare" => {
+                | "child" | "planned" | "boot" | "force" | "fix-permissions" | "power-cut" | "no-retry-after"
+                | "recommend" | "compare" => {
                     typed.options.push((name, None));
                 }
                 other => return Err(UsageError(format!("unknown option '--{other}' (see --help)"))),
@@ -303,9 +328,44 @@ impl Typed {
         if self.help {
             return Ok(Command::Print(help::CHECK));
         }
+        let image = self.value("image")?.map(PathBuf::from);
+        let fix_permissions = self.flag("fix-permissions");
+        if image.is_some() && fix_permissions {
+            return Err(UsageError("--image or --fix-permissions, not both".into()));
+        }
         let config = self.config()?;
         self.finish("check")?;
-        Ok(Command::Check(CheckArgs { config }))
+        Ok(Command::Check(CheckArgs { config, fix_permissions, image }))
+    }
+
+    fn provision(mut self) -> Result<Command, UsageError> {
+        if self.help {
+            return Ok(Command::Print(help::PROVISION));
+        }
+        let from = match (self.value("from")?, self.flag("boot")) {
+            (None, false) => From::Nothing,
+            (Some(folder), false) => From::Folder(folder.into()),
+            (None, true) => From::Boot,
+            (Some(_), true) => return Err(UsageError("--from or --boot, not both".into())),
+        };
+        let token = self.value("token-file")?;
+        let args = ProvisionArgs {
+            config: self.config()?,
+            device_id: self.text("device-id")?,
+            url: self.text("url")?,
+            token: token.map(|file| if file == "-" { Source::Stdin } else { Source::File(file.into()) }),
+            files: [self.value("ca-file")?, self.value("cert-file")?, self.value("key-file")?]
+                .map(|file| file.map(PathBuf::from)),
+            from,
+            force: self.flag("force"),
+            user: self.text("user")?,
+        };
+        self.finish("provision")?;
+        let says = args.device_id.is_some() || args.url.is_some() || args.token.is_some();
+        if args.from == From::Nothing && !says && args.files.iter().all(Option::is_none) {
+            return Err(UsageError("provision what? --device-id, --url, --token-file, --from … (see --help)".into()));
+        }
+        Ok(Command::Provision(args))
     }
 
     fn send(mut self) -> Result<Command, UsageError> {
@@ -398,120 +458,6 @@ impl Typed {
         })
     }
 
-    fn plan(mut self) -> Result<Command, UsageError> {
-        if self.help {
-            return Ok(Command::Print(help::PLAN));
-        }
-        let scenario = self.scenario()?;
-        let recommend = self.flag("recommend");
-        let goal = Goal {
-            attempts_per_s_max: self.within("peak", 1..=u64::from(u32::MAX))?.map(|peak| peak as u32),
-            back_within_s: self.within("back-within", 1..=SECONDS_MAX)?.map(|seconds| seconds as f64),
-        };
-        let compare = self.flag("compare");
-        if compare && matches!(scenario.start, Start::Outage { down: Down::Silent, .. }) {
-            return Err(UsageError("--compare: when others find out that nothing answers is not known".into()));
-        }
-        let has_goal = goal.attempts_per_s_max.is_some() || goal.back_within_s.is_some();
-        match (recommend, has_goal) {
-            (true, false) => return Err(UsageError("--recommend needs --peak R or --back-within S".into())),
-            (false, true) => return Err(UsageError("--peak and --back-within go with --recommend".into())),
-            (true, true) if matches!(scenario.start, Start::Planned { .. }) => {
-                return Err(UsageError("--recommend: in a planned restart the server decides, no setting does".into()));
-            }
-            (true, true) | (false, false) => {}
-        }
-        let args = PlanArgs {
-            scenario,
-            config: self.value("config")?.map(PathBuf::from),
-            goal: recommend.then_some(goal),
-            compare,
-            json: self.flag("json"),
-            svg: self.value("svg")?.map(PathBuf::from),
-        };
-        self.finish("plan")?;
-        Ok(Command::Plan(args))
-    }
-
-    fn scenario(&mut self) -> Result<Scenario, UsageError> {
-        let needed = |name: &str| UsageError(format!("plan needs --{name} (see plan --help)"));
-        let devices = self.within("devices", 1..=PlanArgs::DEVICES_MAX)?.ok_or_else(|| needed("devices"))? as u32;
-        let rate = self.within("accept-rate", 1..=10_000_000)?.ok_or_else(|| needed("accept-rate"))? as u32;
-        let outage = self.within("outage", 0..=SECONDS_MAX)?;
-        let mut scenario = match (outage, self.flag("planned"), self.flag("power-cut")) {
-            (None, true, false) => Scenario::planned(devices, rate),
-            (None, false, true) => Scenario::power_cut(devices, rate),
-            (outage, false, false) => Scenario::outage(devices, rate, outage.unwrap_or(PlanArgs::OUTAGE_S_DEFAULT)),
-            _two => return Err(UsageError("one of --outage, --planned, --power-cut".into())),
-        };
-        if let Some(down) = self.text("down")? {
-            let Start::Outage { down: is, .. } = &mut scenario.start else {
-                return Err(UsageError("--down goes with --outage".into()));
-            };
-            *is = one_of(
-                "down",
-                &down,
-                &[
-                    ("refused", Down::Refused),
-                    ("reset", Down::Reset),
-                    ("silent", Down::Silent),
-                    ("503", Down::Unavailable),
-                ],
-            )?;
-        }
-        if let Some(spread_s) = self.within("loss-spread", 0..=SECONDS_MAX)? {
-            let Start::Outage { loss_spread_ms, .. } = &mut scenario.start else {
-                return Err(UsageError("--loss-spread goes with --outage".into()));
-            };
-            *loss_spread_ms = spread_s * 1000;
-        }
-        if let Some(rtt_ms) = self.within("rtt", 0..=60_000)? {
-            scenario.rtt_ms = (rtt_ms as u32, rtt_ms as u32);
-        }
-        if let Start::Outage { down: Down::Silent, loss_spread_ms: 1.., .. } = scenario.start {
-            return Err(UsageError(
-                "--loss-spread: where nothing answers, the heartbeats find out when they do".into(),
-            ));
-        }
-        if scenario.bound_s() > BOUND_S_MAX {
-            return Err(UsageError("devices / accept rate is more than a day: no plan helps there".into()));
-        }
-        scenario.seed = self.count("seed")?.unwrap_or(scenario.seed);
-        let server = &mut scenario.server;
-        let number = |typed: Option<u64>, default: u32| typed.map_or(default, |number| number as u32);
-        server.burst = number(self.within("burst", 1..=10_000_000)?, server.burst);
-        server.backlog = number(self.within("backlog", 0..=10_000_000)?, server.backlog);
-        server.falls_over_at = number(self.within("falls-over-at", 1..=u64::from(u32::MAX))?, server.falls_over_at);
-        server.over = match (self.text("over")?, self.flag("no-retry-after")) {
-            (None, false) => server.over,
-            (None, true) => Over::Unavailable,
-            (Some(over), false) => one_of(
-                "over",
-                &over,
-                &[
-                    ("retry-after", Over::RetryAfter),
-                    ("503", Over::Unavailable),
-                    ("reset", Over::Reset),
-                    ("silent", Over::Silent),
-                ],
-            )?,
-            (Some(_), true) => return Err(UsageError("--over or --no-retry-after, not both".into())),
-        };
-        Ok(scenario)
-    }
-
-    /// A whole number within bounds.
-    fn within(&mut self, name: &str, bounds: RangeInclusive<u64>) -> Result<Option<u64>, UsageError> {
-        let number = self.count(name)?;
-        match number {
-            Some(number) if !bounds.contains(&number) => {
-                let (from, to) = bounds.into_inner();
-                Err(UsageError(format!("--{name} {number}: from {from} to {to}")))
-            }
-            Some(_) | None => Ok(number),
-        }
-    }
-
     /// A whole number.
     fn count(&mut self, name: &str) -> Result<Option<u64>, UsageError> {
         let parse = |word: String| word.parse().map_err(|_| UsageError(format!("--{name} {word}: a whole number")));
@@ -594,7 +540,7 @@ fn timeout(word: &str) -> Result<Duration, UsageError> {
 mod tests {
     use super::*;
 
-    fn parsed(line: &str) -> Result<Command, String> {
+    pub(super) fn parsed(line: &str) -> Result<Command, String> {
         parse(line.split_whitespace().map(OsString::from)).map_err(|UsageError(message)| message)
     }
 
@@ -661,41 +607,8 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_is_the_scenario_that_was_typed() {
-        let plan = |line: &str| match parsed(line) {
-            Ok(Command::Plan(args)) => args,
-            other => panic!("{other:?}"),
-        };
-        let usual = plan("plan --devices 500 --accept-rate 10");
-        assert_eq!(usual.scenario, Scenario::outage(500, 10, 60));
-        assert!(usual.goal.is_none() && usual.config.is_none() && !usual.json);
-        assert_eq!(plan("plan --devices 5 --accept-rate 1 --planned").scenario, Scenario::planned(5, 1));
-        assert_eq!(plan("plan --devices 5 --accept-rate 1 --power-cut").scenario, Scenario::power_cut(5, 1));
-        let bare = plan("plan --devices 5 --accept-rate 1 --no-retry-after").scenario;
-        assert_eq!(
-            (bare.server.over, plan("plan --devices 5 --accept-rate 1 --over 503").scenario),
-            (Over::Unavailable, bare)
-        );
-        let goal = plan("plan --devices 5 --accept-rate 1 --recommend --peak 3 --back-within 9").goal.unwrap();
-        assert_eq!((goal.attempts_per_s_max, goal.back_within_s), (Some(3), Some(9.0)));
-    }
-
-    #[test]
     fn refuses_what_means_nothing() {
         for (line, says) in [
-            ("plan", "plan needs --devices"),
-            ("plan --devices 5", "plan needs --accept-rate"),
-            ("plan --devices 0 --accept-rate 1", "--devices 0: from 1 to"),
-            ("plan --devices 5 --accept-rate 1 --outage 5 --planned", "one of --outage, --planned, --power-cut"),
-            ("plan --devices 5 --accept-rate 1 --recommend", "needs --peak R or --back-within S"),
-            ("plan --devices 5 --accept-rate 1 --peak 3", "go with --recommend"),
-            ("plan --devices 5 --accept-rate 1 --planned --recommend --peak 3", "the server decides"),
-            ("plan --devices 5 --accept-rate 1 --down away", "--down away: one of refused, reset, silent, 503"),
-            ("plan --devices 5 --accept-rate 1 --planned --down reset", "--down goes with --outage"),
-            ("plan --devices 5 --accept-rate 1 --over 503 --no-retry-after", "not both"),
-            ("plan --devices 5 --accept-rate 1 --down silent --compare", "is not known"),
-            ("plan --devices 5 --accept-rate 1 --down silent --loss-spread 9", "the heartbeats find out"),
-            ("plan --devices 1000000 --accept-rate 1", "more than a day"),
             ("", "what to do?"),
             ("sned", "unknown command 'sned'"),
             ("run now", "unexpected argument 'now'"),
@@ -705,6 +618,9 @@ mod tests {
             ("run --config", "missing"),
             ("run --config a --config b", "--config twice"),
             ("run --strict=yes", "unexpected argument"),
+            ("check --image / --fix-permissions", "--image or --fix-permissions, not both"),
+            ("provision", "provision what?"),
+            ("provision --from /a --boot", "--from or --boot, not both"),
             ("check --socket /s", "check has no option '--socket'"),
             ("send a b", "unexpected argument 'b'"),
             ("send --wait soon", "--wait soon: one of"),
