@@ -12,7 +12,6 @@ use crate::outbox::budget::WINDOW_MAX;
 use crate::outbox::dead::with_dead_letters;
 use crate::outbox::{self, Draft};
 use crate::record::Body;
-use crate::shell::EventHook;
 use crate::shell::board::Board;
 use crate::shell::outbox::Spending;
 #[cfg(feature = "page")]
@@ -21,6 +20,7 @@ use crate::shell::port::{ForLocal, ForOutbox, ForPage, Port, Put};
 use crate::shell::remedy::Runner;
 use crate::shell::snapshot::Source;
 use crate::shell::uplink::{self, Hook};
+use crate::shell::{EventHook, TextHook};
 use crate::shell::{clock, entropy, hardware, local};
 use crate::time::Instant;
 use crate::upstream::cap::Cap;
@@ -262,11 +262,7 @@ fn note_hook(process: &Process) -> EventHook {
 }
 
 /// Makes records of metrics.
-fn metrics(
-    config: &Config,
-    process: &Process,
-    inbox: &Arc<Port<ForOutbox>>,
-) -> (Sampler, Arc<dyn Fn(String) + Send + Sync>) {
+fn metrics(config: &Config, process: &Process, inbox: &Arc<Port<ForOutbox>>) -> (Sampler, TextHook) {
     let config::Metrics { every_s, lane, topic } = config.metrics.clone();
     let lane = Some(lane).filter(|lane| !lane.is_empty());
     let (boot, inbox) = (process.boot, Arc::clone(inbox));

@@ -114,7 +114,7 @@ NO_COLOR is set.
   --watch         again and again, until ^C; a line a change where standard
                   output is no terminal
   --json          the whole snapshot
-  --prometheus    the same as metrics, for the node exporter's textfile collector
+  --prometheus    as metrics, for the node exporter's textfile collector
   --check         only an exit code: 0 up and well; 1 up but degraded; 2 not up,
                   even while storing well; 3 no agent running
   --config FILE   find the agent's socket by this configuration

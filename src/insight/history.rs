@@ -13,6 +13,10 @@ pub const SLOTS_MAX: usize = 289;
 /// What was not looked at for longer was not seen: the machine slept.
 const SEEN_MAX: Duration = Duration::from_secs(60);
 
+/// A slot as the page gets it: share of the time that the link was up (per mille, null where nobody looked), most records
+/// waiting, records put, acked, lost, bytes on the wire, round trip in ms or null.
+pub type Row = (Option<u32>, u64, u64, u64, u64, u64, Option<u64>);
+
 /// The last day.
 #[derive(Debug, Default)]
 pub struct History {
@@ -88,9 +92,8 @@ impl History {
         now.as_millis() / 1000 % SLOT.as_secs()
     }
 
-    /// The slots as lists of numbers, the newest last: share of the time that the link was up (per mille, null where
-    /// nobody looked), most records waiting, records put, acked, lost, bytes on the wire, round trip in ms or null.
-    pub fn rows(&self) -> Vec<(Option<u32>, u64, u64, u64, u64, u64, Option<u64>)> {
+    /// The slots, the newest last.
+    pub fn rows(&self) -> Vec<Row> {
         let row = |slot: &Slot| {
             let Totals { put, acked, lost, bytes } = slot.of;
             let up = (slot.up_ms.min(slot.seen_ms) * 100).checked_div(slot.seen_ms / 10);

@@ -26,5 +26,8 @@ mod sources;
 pub mod transport;
 pub mod uplink;
 
+/// Makes a record of the agent's own of a text.
+pub type TextHook = std::sync::Arc<dyn Fn(String) + Send + Sync>;
+
 /// What a thread does when something is worth a record on topic `$event`: kind and detail.
 pub type EventHook = std::sync::Arc<dyn Fn(&'static str, &str) + Send + Sync>;

@@ -26,6 +26,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use crate::config;
 use crate::config::group::group_id;
 use crate::insight::record::{self, Sampler};
+use crate::shell::TextHook;
 use crate::shell::clock;
 use crate::shell::port::{ForLocal, ForOutbox, Outcome, PUTS_BYTES_MAX, PUTS_MAX, Port, Put, Wait};
 use crate::shell::snapshot::Source;
@@ -59,7 +60,7 @@ pub struct Setup {
     /// Where `status` comes from.
     pub source: Source,
     /// Metrics that travel upstream: when, and what takes them.
-    pub metrics: Option<(Sampler, Arc<dyn Fn(String) + Send + Sync>)>,
+    pub metrics: Option<(Sampler, TextHook)>,
     /// Called in each turn of the loop: a sign of life. Waking the port makes a turn.
     pub turned: Arc<dyn Fn() + Send + Sync>,
 }
