@@ -29,7 +29,7 @@ fn promtool() -> Option<PathBuf> {
     }
     // Several tests may do so at once: each in a folder of its own.
     let dir = crate::support::TempDir::new("promtool");
-    let script = "apt-get download -q prometheus && dpkg-deb -x prometheus_*.deb . && chmod 0755 usr/bin/promtool";
+    let script = "apt-get download -q prometheus || { apt-get update -q; apt-get download -q prometheus; } && dpkg-deb -x prometheus_*.deb . && chmod 0755 usr/bin/promtool";
     let taken = Command::new("sh").args(["-c", script]).current_dir(&*dir).stdin(Stdio::null()).output();
     let taken = taken.is_ok_and(|output| output.status.success());
     let beside = kept.with_extension(format!("{}-{:?}", std::process::id(), std::thread::current().id()));

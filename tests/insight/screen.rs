@@ -44,6 +44,8 @@ fn the_screen_of_a_real_agent_says_where_its_link_goes_and_what_its_lane_holds()
 struct Heard {
     chunks: Receiver<Vec<u8>>,
     said: String,
+    /// What came before the words that were waited for last.
+    before: String,
 }
 
 impl Heard {
@@ -57,7 +59,7 @@ impl Heard {
                 }
             }
         });
-        Self { chunks, said: String::new() }
+        Self { chunks, said: String::new(), before: String::new() }
     }
 
     /// Waits until this comes, and forgets what was before it.
@@ -66,7 +68,7 @@ impl Heard {
         let begin = Instant::now();
         loop {
             if let Some(at) = self.said.find(words) {
-                self.said.drain(..at + words.len());
+                self.before = self.said.drain(..at + words.len()).collect();
                 return;
             }
             let left = DEADLINE.saturating_sub(begin.elapsed());
@@ -80,10 +82,10 @@ impl Heard {
     }
 }
 
-/// `status --watch` on a terminal of its own (script(1), of every Debian).
-fn on_a_terminal(bench: &Bench) -> (Child, Heard) {
+/// `status` on a terminal of its own (script(1), of every Debian), after these words of the shell.
+fn on_a_terminal(bench: &Bench, before: &str, args: &str) -> (Child, Heard) {
     let socket = bench.agent.socket().display();
-    let line = format!("exec {} status --watch --socket {socket}", program("backhaul").display());
+    let line = format!("{before} exec {} status {args} --socket {socket}", program("backhaul").display());
     let mut command = Command::new("script");
     command.args(["-q", "-e", "-f", "-c", &line, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -94,7 +96,7 @@ fn on_a_terminal(bench: &Bench) -> (Child, Heard) {
 #[test]
 fn on_a_terminal_the_watch_draws_each_change_in_place_waits_for_an_agent_that_goes_and_ends_at_an_interrupt() {
     let mut bench = Bench::new(|_| ());
-    let (mut child, mut heard) = on_a_terminal(&bench);
+    let (mut child, mut heard) = on_a_terminal(&bench, "", "--watch");
     heard.wait("\x1b[2J\x1b[H");
     heard.wait("\x1b[32mup for ");
     bench.put(3);
@@ -110,6 +112,20 @@ fn on_a_terminal_the_watch_draws_each_change_in_place_waits_for_an_agent_that_go
     stdin.write_all(b"\x03").unwrap();
     let left = wait_for(DEADLINE, "it leaves", || child.try_wait().unwrap());
     assert_eq!(left.code(), Some(0));
+}
+
+#[test]
+fn colours_are_for_terminals_and_not_for_who_does_not_want_them() {
+    let bench = Bench::new(|_| ());
+    for (before, in_colours) in [("", true), ("NO_COLOR=1", false), ("NO_COLOR=", true), ("TERM=dumb", false)] {
+        let (mut child, mut heard) = on_a_terminal(&bench, before, "");
+        // The last line of the screen.
+        heard.wait(" in queues");
+        let left = wait_for(DEADLINE, "it leaves", || child.try_wait().unwrap());
+        assert_eq!(left.code(), Some(0), "{before}");
+        assert_eq!(heard.before.contains("\x1b[32mup for "), in_colours, "{before}: {}", heard.before);
+        assert!(in_colours || !heard.before.contains('\x1b'), "{before}: {}", heard.before);
+    }
 }
 
 #[test]
