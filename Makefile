@@ -8,11 +8,12 @@ AGENT = target/release/backhaul
 NEED = sh deploy/need
 
 # What `make long` runs, in this order; each is a target of its own.
-LONG = soak-long herd-long herd-sweep powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long upgrade
+LONG = soak-long herd-long herd-sweep powercut-long rot-long fuzz-long cuts-long vm-long kill-long model-long mutants-long \
+	upgrade
 
-.PHONY: all build demo test powercut powercut-long mutants herd herd-long herd-sweep hostile soak soak-long long rot-long \
-	fuzz-long kill-long cuts-long model-long mutants-long upgrade bench-outbox bench-agent lint install package packages \
-	cross clean FORCE
+.PHONY: all build demo install package packages cross clean FORCE
+.PHONY: test lint size powercut mutants herd hostile soak test-arm test-vm upgrade bench-outbox bench-agent
+.PHONY: long $(LONG)
 
 all: build
 
@@ -32,6 +33,20 @@ test:
 	@$(NEED) pkg-config libssl-dev openssl python3 e2fsprogs nginx-light tinyproxy nftables iproute2 nodejs node-ws \
 		python3-websockets haproxy binutils
 	@CARGO="$(CARGO)" sh tests/parts
+
+# The armv7 build under qemu-user; a part of `make test`. KILLS=n kills of the armv7 agent.
+test-arm:
+	@$(NEED) pkg-config libssl-dev qemu-user-static gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
+	@CARGO="$(CARGO)" sh tests/arm/run
+
+# Whole ARM machines in QEMU whose power is cut, CUTS=10 times each; CASES='arm64-sd arm64-cache armhf-nand armhf-2038'.
+test-vm:
+	@$(NEED) pkg-config libssl-dev openssl python3 e2fsprogs binutils qemu-system-arm gcc-aarch64-linux-gnu \
+		libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
+	@CARGO="$(CARGO)" sh tests/vm/run
+
+vm-long:
+	@CUTS=100 $(MAKE) --no-print-directory test-vm
 
 # The power-cut campaign: every short string of operations, cut at every call to the disk. CI's part, SECONDS of it;
 # POWERCUT='…' replays one state.
@@ -151,6 +166,12 @@ bench-agent:
 	@$(NEED) pkg-config libssl-dev python3
 	$(CARGO) build --release --bins --features receiver
 	python3 bench/agent.py target/release/backhaul target/release/backhaul-receiver 500000 target
+
+# What the agent's bytes are, part by part, and how many there were when somebody last looked. `make size RECORD=1`
+# takes today's down; CI fails when it has grown by more than 5 % since.
+size:
+	@$(NEED) pkg-config libssl-dev binutils
+	@CARGO="$(CARGO)" sh tests/size table
 
 # Power cuts of a filmed ext4 under the real agent, 2,000 of them. As root.
 cuts-long:

@@ -291,7 +291,7 @@ const BROKEN: &[(&str, &str, &str, &str)] = &[
     ("backhaul.toml", "bytes_max = 67108864", "bytes_max = 671088640", "flash: "),
     ("backhaul.toml", "bytes_max", "byte_max", "unknown key"),
     ("backhaul.toml", "[outbox]", "[local]\nclients_max = 4096\n[outbox]", "more than a third"),
-    ("README.md", "docs/building.md", "docs/buildings.md", "leads nowhere"),
+    ("README.md", "docs/install.md", "docs/installs.md", "leads nowhere"),
     ("README.md", "**Storage**", "**Disk**", "nothing about **Storage**"),
 ];
 
