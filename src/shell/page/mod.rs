@@ -11,16 +11,16 @@ use std::time::Duration;
 use log::{info, warn};
 use mio::net::TcpListener;
 use mio::{Events, Poll, Token, Waker};
-use serde_json::json;
+use serde::Serialize;
 use socket2::{Domain, Socket, Type};
 
 use super::clock;
 use super::http::{Http, Reply, Request};
 use super::port::{ForPage, Port};
 use super::snapshot::Source;
-use crate::insight::history::{History, SLOT};
+use crate::insight::history::{History, Row, SLOT};
 use crate::insight::metrics;
-use crate::insight::notes::Notes;
+use crate::insight::notes::{Notes, Seen};
 use crate::status::Status;
 use crate::time::Instant;
 
@@ -74,6 +74,15 @@ struct Facts {
     look_at: Instant,
     /// The last snapshot, and when it was taken.
     last: Option<(Instant, Status)>,
+}
+
+/// What `/history.json` shows.
+#[derive(Serialize)]
+struct Day<'a> {
+    slot_s: u64,
+    open_s: u64,
+    slots: Vec<Row>,
+    notes: Vec<Seen<'a>>,
 }
 
 impl Page {
@@ -200,10 +209,13 @@ impl Facts {
             }
             "/history.json" => {
                 let notes = setup.notes.lock().unwrap_or_else(PoisonError::into_inner);
-                let (slots, notes) = (self.history.rows(), notes.seen(now));
-                let json =
-                    json!({ "slot_s": SLOT.as_secs(), "open_s": History::open_s(now), "slots": slots, "notes": notes });
-                Reply::ok("application/json", json.to_string())
+                let day = Day {
+                    slot_s: SLOT.as_secs(),
+                    open_s: History::open_s(now),
+                    slots: self.history.rows(),
+                    notes: notes.seen(now),
+                };
+                Reply::ok("application/json", serde_json::to_string(&day).expect("plain data with string keys"))
             }
             "/config.toml" => Reply::ok("text/plain", setup.config.clone()),
             "/metrics" => Reply::ok(metrics::CONTENT_TYPE, metrics::text(self.snapshot(&setup.source, now))),
