@@ -16,6 +16,7 @@
 //! | [`outbox`] | core, over a small disk trait | records on flash: lane, segment, batch, recovery |
 //! | [`fleet`] | core | many links in virtual time: the planner, and the herd's contract |
 //! | [`status`] | core | the snapshot that `status` shows |
+//! | [`insight`] | core | what people and machines are shown of it: words, rates, histograms, metrics |
 //! | [`shell`] | shell | threads, sockets, files, clocks |
 //! | [`agent`] | shell | starts, supervises and stops the threads |
 //! | [`cli`] | shell | what was typed, what it means, run it |
@@ -28,6 +29,7 @@ pub mod config;
 pub mod dialect;
 pub mod exit;
 pub mod fleet;
+pub mod insight;
 pub mod link;
 pub mod outbox;
 #[cfg(feature = "receiver")]

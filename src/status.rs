@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::insight::figures::Histograms;
+use crate::insight::words::{self, WaitCause};
+use crate::link::Class;
 use crate::time::Instant;
 
 /// Everything, one snapshot.
@@ -26,6 +29,9 @@ pub struct Status {
     pub commands: Commands,
     /// Memory and its bound.
     pub memory: Memory,
+    /// How long things took, in buckets.
+    #[serde(default)]
+    pub histograms: Histograms,
 }
 
 /// The process.
@@ -70,6 +76,9 @@ pub struct Link {
     pub last_failure: Option<LastFailure>,
     /// From now; null while no attempt is planned.
     pub next_attempt_ms: Option<u64>,
+    /// What that wait is for, in words.
+    #[serde(default)]
+    pub next_attempt_why: Option<String>,
     /// The wait that was drawn last.
     pub backoff_ms: u64,
     /// Smoothed round trip of the pings.
@@ -78,6 +87,9 @@ pub struct Link {
     pub suspect: bool,
     /// How good the path is.
     pub quality: Quality,
+    /// The way that the connection takes; null without one.
+    #[serde(default)]
+    pub path: Option<Path>,
     /// `set` or `unset`.
     pub clock: String,
     /// Of the certificates in use (ours, and the server's) the one that ends first; null without TLS.
@@ -86,6 +98,19 @@ pub struct Link {
     /// All endpoints, in order of preference.
     #[serde(default)]
     pub endpoints: Vec<Endpoint>,
+}
+
+/// The way that a connection takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Path {
+    /// Address and port that it goes to: the endpoint's, or the proxy's.
+    pub address: String,
+    /// Address here that it leaves from.
+    pub local: String,
+    /// The interface that it leaves by; empty where that is not known.
+    pub interface: String,
+    /// Host and port of the proxy on the way; null without one.
+    pub proxy: Option<String>,
 }
 
 /// One of the endpoints.
@@ -116,6 +141,9 @@ pub struct Certificate {
     pub of: String,
     /// Its last second, as RFC 3339 writes it.
     pub not_after: String,
+    /// The same in Unix seconds.
+    #[serde(default)]
+    pub not_after_s: u64,
     /// Whole days until then, negative once it is over; null while the clock is not set.
     pub days_left: Option<i64>,
     /// It is time to renew it.
@@ -144,6 +172,7 @@ impl CertificateView {
         Certificate {
             of: self.of.into(),
             not_after: self.not_after.clone(),
+            not_after_s: self.not_after_s,
             days_left: left_s.map(|s| s.div_euclid(DAY_S)),
             ends_soon: left_s.is_some_and(|s| s < i64::try_from(self.notice_s).unwrap_or(i64::MAX)),
         }
@@ -168,6 +197,9 @@ pub struct Quality {
 pub struct LastFailure {
     /// Its class, one word.
     pub class: String,
+    /// The same in words.
+    #[serde(default)]
+    pub why: String,
     /// What was seen, one line.
     pub detail: String,
     /// How long ago.
@@ -211,6 +243,18 @@ pub struct Lane {
     pub rejected: u64,
     /// Numbers skipped behind a torn tail.
     pub torn: u64,
+    /// Records taken since the process started.
+    #[serde(default)]
+    pub put_total: u64,
+    /// Records acked since the process started.
+    #[serde(default)]
+    pub acked_total: u64,
+    /// Records taken a second, about, of late.
+    #[serde(default)]
+    pub put_per_s: f64,
+    /// Records acked a second, about, of late.
+    #[serde(default)]
+    pub acked_per_s: f64,
 }
 
 impl Lane {
@@ -413,13 +457,15 @@ pub struct Memory {
     pub queues_bytes: u64,
     /// Their bound.
     pub queues_bytes_max: u64,
+    /// The bound of the resident memory: the program and its queues.
+    #[serde(default)]
+    pub rss_bytes_max: u64,
 }
 
 /// The link as the core sees it, in instants; [`LinkView::status`] makes it relative to a moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LinkView {
-    /// The state's name: `idle`, `start_delay`, `resolving`, `dialing`, `securing`, `upgrading`, `greeting`, `up`,
-    /// `draining`, `waiting`, `stopped`.
+    /// The state's name, one of [`LinkView::STATES`].
     pub state: &'static str,
     /// When it was entered.
     pub since: Instant,
@@ -440,9 +486,11 @@ pub struct LinkView {
     /// Failures by class since the process started.
     pub failures: Vec<(&'static str, u64)>,
     /// Class, detail and instant of the last one.
-    pub last_failure: Option<(&'static str, String, Instant)>,
+    pub last_failure: Option<(Class, String, Instant)>,
     /// When the next attempt is planned.
     pub next_attempt: Option<Instant>,
+    /// What that wait is for.
+    pub wait_cause: Option<WaitCause>,
     /// The wait that was drawn last, in ms.
     pub backoff_ms: u64,
     /// Smoothed round trip of the pings (RFC 6298 § 2).
@@ -451,9 +499,26 @@ pub struct LinkView {
     pub suspect: bool,
     /// How good the path is.
     pub quality: Quality,
+    /// The way that the connection takes.
+    pub path: Option<Path>,
 }
 
 impl LinkView {
+    /// All that [`LinkView::state`] can be.
+    pub const STATES: [&str; 11] = [
+        "idle",
+        "start_delay",
+        "resolving",
+        "dialing",
+        "securing",
+        "upgrading",
+        "greeting",
+        "up",
+        "draining",
+        "waiting",
+        "stopped",
+    ];
+
     /// The same, relative to `now`.
     pub fn status(&self, now: Instant, clock_set: bool) -> Link {
         // Collecting would bring a sort along, and its code.
@@ -470,15 +535,18 @@ impl LinkView {
             failures,
             success_ratio: ratio,
             last_failure: self.last_failure.as_ref().map(|(class, detail, at)| LastFailure {
-                class: (*class).into(),
+                class: class.name().into(),
+                why: words::why_ended(*class).into(),
                 detail: detail.clone(),
                 s_ago: now.since(*at).as_secs(),
             }),
             next_attempt_ms: self.next_attempt.map(|at| at.since(now).as_millis() as u64),
+            next_attempt_why: self.wait_cause.map(|cause| words::why_waiting(cause).into()),
             backoff_ms: self.backoff_ms,
             rtt_ms: self.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
             suspect: self.suspect,
             quality: self.quality,
+            path: self.path.clone(),
             clock: if clock_set { "set" } else { "unset" }.into(),
             certificate: None,
             endpoints: self.urls.iter().zip(&self.breakers).map(|(url, breaker)| breaker.status(url, now)).collect(),

@@ -14,6 +14,7 @@ const CORE: &[&str] = &[
     "src/dialect",
     "src/commands",
     "src/fleet",
+    "src/insight",
     "src/outbox",
     "src/record.rs",
     "src/time.rs",

@@ -230,6 +230,7 @@ fn setup(url: &str, dir: &Path) -> Setup {
         command: Arc::new(|_| ()),
         link_changed: Arc::new(|| ()),
         event: Arc::new(|_, _| ()),
+        note: Arc::new(|_, _| ()),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::shell::disk::RealDisk;
 use crate::shell::lifetime;
 use crate::shell::local::Local;
 use crate::shell::outbox as keeper;
-use crate::shell::port::{ForLocal, ForOutbox, ForUplink, Port};
+use crate::shell::port::{ForLocal, ForOutbox, ForPage, ForUplink, Port};
 use crate::shell::uplink::{Exit, Uplink};
 use crate::shell::{clock, entropy};
 
@@ -37,6 +37,7 @@ pub(super) enum Role {
     Outbox,
     Uplink,
     Local,
+    Page,
 }
 
 impl fmt::Display for Role {
@@ -45,6 +46,7 @@ impl fmt::Display for Role {
             Self::Outbox => "outbox",
             Self::Uplink => "uplink",
             Self::Local => "local",
+            Self::Page => "page",
         })
     }
 }
@@ -122,6 +124,7 @@ pub(super) struct Crew {
     inbox: Arc<Port<ForOutbox>>,
     uplink: Arc<Port<ForUplink>>,
     local: Arc<Port<ForLocal>>,
+    page: Option<Arc<Port<ForPage>>>,
     /// Set in each turn of the thread's loop. The outbox has none: flash that stalls is no reason to be shot.
     uplink_lives: Arc<AtomicBool>,
     local_lives: Arc<AtomicBool>,
@@ -140,6 +143,7 @@ impl Crew {
         let board = Arc::new(setup::board(config));
         let (uplink_lives, local_lives) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
         let source = setup::source(config, device, process, &board);
+        let page = setup::page(config, process, source.clone()).map_err(StartError::System)?;
         let setup = setup::local(config, process, source, &inbox, &local_lives);
         let local = Local::try_new(setup).map_err(|error| StartError::Socket(error, config.local.socket.clone()))?;
         let setup = setup::uplink(config, device, process, &inbox, &uplink_lives, local.port());
@@ -149,6 +153,7 @@ impl Crew {
             inbox: Arc::clone(&inbox),
             uplink: uplink.port(),
             local: local.port(),
+            page: page.as_ref().map(|(port, _)| Arc::clone(port)),
             uplink_lives,
             local_lives,
         };
@@ -158,20 +163,20 @@ impl Crew {
             Exit::GaveUp => End::GaveUp,
         };
         let local_life = move || local.run().map_or_else(End::Failed, |()| End::Left);
-        crew.spawn_all(
-            bell,
-            [
-                (Role::Outbox, Box::new(outbox_life)),
-                (Role::Uplink, Box::new(uplink_life)),
-                (Role::Local, Box::new(local_life)),
-            ],
-            spawn,
-        )?;
+        let mut lives: Vec<(Role, Life)> = vec![
+            (Role::Outbox, Box::new(outbox_life)),
+            (Role::Uplink, Box::new(uplink_life)),
+            (Role::Local, Box::new(local_life)),
+        ];
+        lives.extend(page.map(|(_, life)| -> (Role, Life) {
+            (Role::Page, Box::new(move || life().map_or_else(End::Failed, |()| End::Left)))
+        }));
+        crew.spawn_all(bell, lives, spawn)?;
         Ok(crew)
     }
 
     /// Where one cannot be had, those that run already end: no outbox is ever held by two.
-    fn spawn_all(&self, bell: &Bell, lives: [(Role, Life); 3], spawn: Spawn) -> Result<(), StartError> {
+    fn spawn_all(&self, bell: &Bell, lives: Vec<(Role, Life)>, spawn: Spawn) -> Result<(), StartError> {
         let handle = bell.handle(self.number);
         let mut failed = None;
         for (role, life) in lives {
@@ -248,6 +253,9 @@ impl Crew {
             bell.wait_for_end(self.number, role, until, IMPATIENCE)
         };
         self.inbox.give(|cell| cell.hurry = true);
+        if let Some(page) = &self.page {
+            page.give(|cell| cell.stop = true);
+        }
         self.local.give(|cell| cell.stop = true);
         if !wait(Role::Local, ANSWERS_TIMEOUT) {
             self.local.give(|cell| cell.leave = true);
@@ -259,7 +267,8 @@ impl Crew {
         let closed = wait(Role::Uplink, timeout);
         let flushed = flushed || wait(Role::Outbox, timeout);
         log::debug!(target: "agent", "stopped crew={} flushed={flushed} closed={closed}", self.number);
-        flushed && closed && wait(Role::Local, timeout)
+        let shown = self.page.is_none() || wait(Role::Page, timeout);
+        flushed && closed && shown && wait(Role::Local, timeout)
     }
 }
 
@@ -307,6 +316,7 @@ mod tests {
             inbox: Arc::default(),
             uplink: Arc::default(),
             local: Arc::default(),
+            page: None,
             uplink_lives: Arc::new(AtomicBool::new(true)),
             local_lives: Arc::new(AtomicBool::new(true)),
         }
@@ -327,7 +337,7 @@ mod tests {
                 drop(uplink.filled.wait_while(uplink.lock(), |cell| !cell.stop));
                 End::Left
             };
-            let lives: [(Role, Life); 3] = [
+            let lives: Vec<(Role, Life)> = vec![
                 (Role::Outbox, Box::new(outbox)),
                 (Role::Uplink, Box::new(uplink)),
                 (Role::Local, Box::new(|| End::Left)),
@@ -336,11 +346,11 @@ mod tests {
                 Role::Outbox => |_, _, _| Err(io::ErrorKind::WouldBlock.into()),
                 Role::Uplink => |role, handle, life| match role {
                     Role::Outbox => spawn(role, handle, life),
-                    Role::Uplink | Role::Local => Err(io::ErrorKind::WouldBlock.into()),
+                    Role::Uplink | Role::Local | Role::Page => Err(io::ErrorKind::WouldBlock.into()),
                 },
-                Role::Local => |role, handle, life| match role {
+                Role::Local | Role::Page => |role, handle, life| match role {
                     Role::Outbox | Role::Uplink => spawn(role, handle, life),
-                    Role::Local => Err(io::ErrorKind::WouldBlock.into()),
+                    Role::Local | Role::Page => Err(io::ErrorKind::WouldBlock.into()),
                 },
             };
             let result = crew.spawn_all(&bell, lives, spawn);

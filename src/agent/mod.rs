@@ -23,7 +23,7 @@ use crate::shell::disk::{self, Lock, Locked};
 use crate::shell::notify::Notify;
 use crate::time::Instant;
 use bell::Bell;
-use crew::{Crew, End, StartError};
+use crew::{Crew, End, Role, StartError};
 use setup::Process;
 
 /// Crews that may end unasked in [`RESTARTS_WINDOW`]; the next one takes the process with it.
@@ -138,6 +138,10 @@ impl Agent {
                     End::GaveUp => {
                         log::error!(target: "agent", "the upstream cannot be reached, giving up as configured");
                         return self.stop(ExitCode::from(exit::UNAVAILABLE));
+                    }
+                    End::Left | End::Failed(_) | End::Panicked if role == Role::Page => {
+                        // Records flow without it.
+                        log::error!(target: "agent", "the page has ended how={end}");
                     }
                     End::Left | End::Failed(_) | End::Panicked => {
                         log::error!(target: "agent", "a thread has ended thread={role} how={end}");

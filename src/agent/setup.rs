@@ -1,22 +1,26 @@
 //! From the configuration to what each thread is given: a module gets its own part, never the whole.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::Config;
 use crate::config::bounds::bounds;
+use crate::insight::notes::Notes;
+use crate::insight::record::Sampler;
 use crate::outbox::budget::WINDOW_MAX;
 use crate::outbox::dead::with_dead_letters;
 use crate::outbox::{self, Draft};
 use crate::record::Body;
-use crate::shell::EventHook;
 use crate::shell::board::Board;
 use crate::shell::outbox::Spending;
-use crate::shell::port::{ForLocal, ForOutbox, Port, Put};
+#[cfg(feature = "page")]
+use crate::shell::page;
+use crate::shell::port::{ForLocal, ForOutbox, ForPage, Port, Put};
 use crate::shell::remedy::Runner;
 use crate::shell::snapshot::Source;
 use crate::shell::uplink::{self, Hook};
+use crate::shell::{EventHook, TextHook};
 use crate::shell::{clock, entropy, hardware, local};
 use crate::time::Instant;
 use crate::upstream::cap::Cap;
@@ -40,6 +44,8 @@ pub(super) struct Process {
     machine: String,
     /// Outlives its crew, lest two of them run a remedy each.
     runner: Arc<Runner>,
+    /// What happened of late, whichever crew saw it.
+    notes: Arc<Mutex<Notes>>,
 }
 
 impl Process {
@@ -52,6 +58,7 @@ impl Process {
             boot: crc32c::crc32c(read("/proc/sys/kernel/random/boot_id").as_bytes()),
             machine: read("/etc/machine-id"),
             runner: Arc::default(),
+            notes: Arc::default(),
         }
     }
 }
@@ -92,7 +99,8 @@ pub(super) fn board(config: &Config) -> Board {
 /// For the snapshots.
 pub(super) fn source(config: &Config, device: &str, process: &Process, board: &Arc<Board>) -> Source {
     // As `check` prints it: all but the program itself.
-    let queues = bounds(config).memory.into_iter().filter(|(part, _)| *part != "program");
+    let memory = bounds(config).memory;
+    let queues = memory.iter().filter(|(part, _)| *part != "program");
     Source {
         board: Arc::clone(board),
         agent: status::Agent {
@@ -107,6 +115,7 @@ pub(super) fn source(config: &Config, device: &str, process: &Process, board: &A
         started: process.started,
         opened: clock::now(),
         queues_bytes_max: queues.map(|(_, bytes)| bytes).sum(),
+        rss_bytes_max: memory.iter().map(|(_, bytes)| bytes).sum(),
     }
 }
 
@@ -127,6 +136,7 @@ pub(super) fn local(
         event: event_hook(config, process, inbox),
         handlers: config.handlers.clone(),
         events_lane: config.upstream.events_lane.clone(),
+        metrics: (config.metrics.every_s > 0).then(|| metrics(config, process, inbox)),
         turned: set(lives),
     }
 }
@@ -200,6 +210,7 @@ pub(super) fn uplink(
         command,
         link_changed: Arc::new(move || local.give(|cell| cell.link_changed = true)),
         event: event_hook(config, process, inbox),
+        note: note_hook(process),
     };
     setup.set_endpoints(upstream.endpoints.clone());
     setup
@@ -239,31 +250,102 @@ fn dialect_lane(lane: &config::Lane) -> dialect::LaneConfig {
 /// Makes a record on topic `$event` of what someone should know upstream.
 pub(super) fn event_hook(config: &Config, process: &Process, inbox: &Arc<Port<ForOutbox>>) -> EventHook {
     let lane = Some(config.upstream.events_lane.clone()).filter(|lane| !lane.is_empty());
-    let (boot, inbox) = (process.boot, Arc::clone(inbox));
+    let (boot, inbox, note) = (process.boot, Arc::clone(inbox), note_hook(process));
     Arc::new(move |kind, detail| {
-        let draft = Draft {
-            at: clock::wall_ms_if_set(),
-            boot,
-            boot_ms: clock::now().as_millis(),
-            ttl_s: 0,
-            topic: "$event".into(),
-            key: None,
-            body: Body::Text(serde_json::json!({ "event": kind, "detail": detail }).to_string()),
-        };
-        let bytes = draft.bytes();
-        let put = Put { ticket: None, lane: lane.clone(), draft, wait: None };
-        let taken = inbox.give(|cell| {
-            if cell.is_full() {
-                return false;
-            }
-            cell.puts.push(put);
-            cell.puts_bytes += bytes;
-            true
-        });
-        if !taken {
+        note(kind, detail);
+        let body = serde_json::json!({ "event": kind, "detail": detail }).to_string();
+        if !put(&inbox, boot, lane.clone(), "$event", body) {
             log::warn!(target: "agent", "no room for an event kind={kind} detail={detail}");
         }
     })
+}
+
+/// Remembers what happened, for who looks at the page.
+fn note_hook(process: &Process) -> EventHook {
+    let notes = Arc::clone(&process.notes);
+    Arc::new(move |kind, detail| {
+        notes.lock().unwrap_or_else(PoisonError::into_inner).add(kind, detail, clock::now());
+    })
+}
+
+/// Makes records of metrics.
+fn metrics(config: &Config, process: &Process, inbox: &Arc<Port<ForOutbox>>) -> (Sampler, TextHook) {
+    let config::Metrics { every_s, lane, topic } = config.metrics.clone();
+    let lane = Some(lane).filter(|lane| !lane.is_empty());
+    let (boot, inbox) = (process.boot, Arc::clone(inbox));
+    let take = move |body| {
+        if !put(&inbox, boot, lane.clone(), &topic, body) {
+            log::debug!(target: "agent", "no room for metrics");
+        }
+    };
+    (Sampler::new(Duration::from_secs(every_s), clock::now()), Arc::new(take))
+}
+
+/// A record of the agent's own; false where there is no room for it.
+fn put(inbox: &Port<ForOutbox>, boot: u32, lane: Option<String>, topic: &str, body: String) -> bool {
+    let draft = Draft {
+        at: clock::wall_ms_if_set(),
+        boot,
+        boot_ms: clock::now().as_millis(),
+        ttl_s: 0,
+        topic: topic.into(),
+        key: None,
+        body: Body::Text(body),
+    };
+    let bytes = draft.bytes();
+    let put = Put { ticket: None, lane, draft, wait: None };
+    inbox.give(|cell| {
+        if cell.is_full() {
+            return false;
+        }
+        cell.puts.push(put);
+        cell.puts_bytes += bytes;
+        true
+    })
+}
+
+/// The page, where there is one.
+#[cfg(feature = "page")]
+pub(super) fn page(config: &Config, process: &Process, source: Source) -> std::io::Result<Option<PageLife>> {
+    let Ok(listen) = config.page.listen.parse() else { return Ok(None) };
+    let setup = page::Setup {
+        listen,
+        hosts: config.page.hosts.clone(),
+        source,
+        notes: Arc::clone(&process.notes),
+        config: shown(config),
+    };
+    let page = page::Page::try_new(setup)?;
+    Ok(Some((page.port(), Box::new(move || page.run()))))
+}
+
+/// This program was built without it.
+#[cfg(not(feature = "page"))]
+pub(super) fn page(_config: &Config, _process: &Process, _source: Source) -> std::io::Result<Option<PageLife>> {
+    Ok(None)
+}
+
+/// Where the page is told to stop, and what its thread does.
+pub(super) type PageLife = (Arc<Port<ForPage>>, Box<dyn FnOnce() -> std::io::Result<()> + Send>);
+
+/// The effective configuration for the page: what files hold that it names is not in it, nor is what may be a secret in
+/// a program's arguments or in a URL's query.
+#[cfg(feature = "page")]
+fn shown(config: &Config) -> String {
+    let mut config = config.clone();
+    let without_arguments = |exec: &mut Vec<String>| {
+        if exec.len() > 1 {
+            exec.truncate(1);
+            exec.push("…".into());
+        }
+    };
+    for endpoint in &mut config.upstream.endpoints {
+        page::without_query(&mut endpoint.url);
+        without_arguments(&mut endpoint.token_command);
+        without_arguments(&mut endpoint.basic_command);
+    }
+    config.remedies.iter_mut().for_each(|remedy| without_arguments(&mut remedy.exec));
+    toml::to_string(&config).expect("strings, numbers and lists of tables, all of which TOML has")
 }
 
 fn set(lives: &Arc<AtomicBool>) -> Hook {

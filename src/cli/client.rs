@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::status::Status;
+use crate::status::{Link, Status};
 
 /// Longest answer taken, in bytes.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
@@ -28,6 +28,8 @@ pub enum Answer {
     Error(Fault),
     /// The snapshot.
     Status(Box<Status>),
+    /// Its link, at each change.
+    Link(Box<Link>),
 }
 
 /// Which request an answer is for.
@@ -78,7 +80,7 @@ pub fn status(socket: &Path) -> io::Result<Status> {
     match read_answer(&mut BufReader::new(stream), &mut Vec::new())? {
         Some(Answer::Status(status)) => Ok(*status),
         Some(Answer::Error(fault)) => Err(io::Error::other(format!("{}: {}", fault.code, fault.message))),
-        Some(Answer::Accepted(_) | Answer::Committed(_) | Answer::Delivered(_)) => {
+        Some(Answer::Accepted(_) | Answer::Committed(_) | Answer::Delivered(_) | Answer::Link(_)) => {
             Err(io::Error::new(io::ErrorKind::InvalidData, "an answer to another question"))
         }
         None => Err(io::ErrorKind::UnexpectedEof.into()),

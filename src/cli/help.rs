@@ -130,11 +130,16 @@ exit codes: 0 N commands came, or nobody reads, 64 usage, 69 no agent,
 
 /// `status --help`
 pub const STATUS: &str = "\
-usage: backhaul status [--json|--check] [--config FILE|--socket PATH]
+usage: backhaul status [--watch|--json|--prometheus|--check]
+                       [--config FILE|--socket PATH]
 
-What the agent is doing and why.
+What the agent is doing and why, on one screen; in colours on a terminal, unless
+NO_COLOR is set.
 
+  --watch         again and again, until ^C; a line a change where standard
+                  output is no terminal
   --json          the whole snapshot
+  --prometheus    as metrics, for the node exporter's textfile collector
   --check         only an exit code: 0 up and well; 1 up but degraded; 2 not up,
                   even while storing well; 3 no agent running
   --config FILE   find the agent's socket by this configuration

@@ -246,7 +246,7 @@ impl Sending {
             Event::Answer(_, Some(Answer::Committed(named))) => self.handle_word("committed", &named),
             Event::Answer(_, Some(Answer::Delivered(named))) => self.handle_word("delivered", &named),
             Event::Answer(_, Some(Answer::Error(fault))) => self.handle_fault(fault),
-            Event::Answer(_, Some(Answer::Status(_))) => None,
+            Event::Answer(_, Some(Answer::Status(_) | Answer::Link(_))) => None,
             Event::Answer(_, None) => {
                 self.connection = None;
                 if self.last_fault.is_empty() {

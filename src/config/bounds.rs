@@ -18,6 +18,9 @@ pub struct Bounds {
 /// Program, stacks and OpenSSL: measured, not derived.
 const PROGRAM_BYTES: u64 = 8 << 20;
 
+/// Sixteen visitors with a request and an answer each, the day, the notes.
+const PAGE_BYTES: u64 = 2 << 20;
+
 /// The bounds of this configuration.
 pub fn bounds(config: &Config) -> Bounds {
     Bounds { memory: memory(config), flash: flash(config) }
@@ -40,6 +43,9 @@ fn memory(config: &Config) -> Vec<(&'static str, u64)> {
     ];
     if !config.handlers.is_empty() {
         parts.push(("handlers", handler::memory_bytes_max(&config.handlers)));
+    }
+    if !config.page.listen.is_empty() {
+        parts.push(("page", PAGE_BYTES));
     }
     parts
 }

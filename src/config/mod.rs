@@ -42,6 +42,10 @@ pub struct Config {
     /// Programs that are given commands.
     #[serde(rename = "handler")]
     pub handlers: Vec<Handler>,
+    /// The page for a person at the gateway.
+    pub page: Page,
+    /// Metrics as records.
+    pub metrics: Metrics,
     /// Logging.
     pub log: Log,
 }
@@ -493,6 +497,34 @@ impl Local {
     pub fn mode_bits(&self) -> Option<u32> {
         let digits = self.mode.bytes().all(|byte| byte.is_ascii_digit());
         u32::from_str_radix(&self.mode, 8).ok().filter(|mode| digits && *mode <= 0o777)
+    }
+}
+
+/// `[page]`
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Page {
+    /// Address and port that it is served at, with metrics at `/metrics`; empty: nowhere.
+    pub listen: String,
+    /// Names that it may be asked for by, beside addresses, `localhost` and the machine's own name.
+    pub hosts: Vec<String>,
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Seconds between two records with metrics; 0: none.
+    pub every_s: u64,
+    /// Their lane; empty: the default lane.
+    pub lane: String,
+    /// Their topic.
+    pub topic: String,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { every_s: 0, lane: String::new(), topic: "$metrics".into() }
     }
 }
 

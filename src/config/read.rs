@@ -2,6 +2,7 @@
 //! Every field stands in a struct literal, so that a new one does not compile before it is read here.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::group::group_id;
@@ -9,8 +10,8 @@ use super::section::{Problems, Section};
 use super::target::Target;
 use super::tree::{Place, Table};
 use super::{
-    Commit, Config, Device, Dialect, Encoding, Endpoint, Handler, Heartbeat, Lane, Local, Log, Outbox, Overflow, Pace,
-    Reconnect, Remedy, Upstream, device, file, proxy, secret,
+    Commit, Config, Device, Dialect, Encoding, Endpoint, Handler, Heartbeat, Lane, Local, Log, Metrics, Outbox,
+    Overflow, Pace, Page, Reconnect, Remedy, Upstream, device, file, proxy, secret,
 };
 use crate::commands::filter::Filter;
 use crate::outbox::dead::DEAD_LANE;
@@ -43,6 +44,8 @@ pub fn read(tree: &Table) -> Result<Meaning, Vec<(Place, String)>> {
     let lane_sections = root.sections("lane").unwrap_or_default();
     let remedies = read_remedies(&mut root);
     let handler_sections = root.sections("handler").unwrap_or_default();
+    let page = read_page(root.section("page"));
+    let metrics_section = root.section("metrics");
     let log = read_log(root.section("log"));
     root.finish();
 
@@ -64,11 +67,12 @@ pub fn read(tree: &Table) -> Result<Meaning, Vec<(Place, String)>> {
     let lanes = read_lanes(lane_sections, &outbox, &outbox_section);
     let upstream = read_upstream(upstream_section, &lanes, &mut warnings);
     let handlers = read_handlers(handler_sections, &lanes, local.record_bytes_max);
+    let metrics = read_metrics(metrics_section, &lanes);
     local_group(&local, &mut warnings);
     outbox_section.finish();
     local_section.finish();
 
-    let config = Config { device, upstream, outbox, lanes, local, remedies, handlers, log };
+    let config = Config { device, upstream, outbox, lanes, local, remedies, handlers, page, metrics, log };
     let problems = problems.into_sorted();
     if problems.is_empty() { Ok(Meaning { config, device: device_name, warnings }) } else { Err(problems) }
 }
@@ -569,6 +573,42 @@ fn local_group(local: &Local, warnings: &mut Vec<String>) {
             }
         }
     }
+}
+
+fn read_page(mut section: Section<'_>) -> Page {
+    let page = Page { listen: section.text("listen").unwrap_or_default(), hosts: section.texts("hosts") };
+    match page.listen.parse::<SocketAddr>() {
+        Err(_) if page.listen.is_empty() => (),
+        _ if !cfg!(feature = "page") => section.fail("listen", "this program was built without the page"),
+        Err(_) => {
+            let message =
+                format!("\"{}\" is not an address and a port, as \"127.0.0.1:9550\" is", page.listen.escape_debug());
+            section.fail("listen", &message);
+        }
+        // Whoever can reach it reads what this gateway does.
+        Ok(address) if address.ip().is_unspecified() => {
+            section
+                .fail("listen", "that is every address of this machine, the uplink's too: name the one that is meant");
+        }
+        Ok(_) => (),
+    }
+    section.finish();
+    page
+}
+
+fn read_metrics(mut section: Section<'_>, lanes: &[Lane]) -> Metrics {
+    let default = Metrics::default();
+    let metrics = Metrics {
+        every_s: section.number("every_s", 0..=MS_MAX / 1000, default.every_s),
+        lane: section.text("lane").unwrap_or(default.lane),
+        topic: section.text("topic").unwrap_or(default.topic),
+    };
+    let name = metrics.lane.as_str();
+    if !name.is_empty() && lanes.iter().all(|lane| lane.name.as_str() != name) {
+        section.fail("lane", &format!("there is no lane \"{name}\""));
+    }
+    section.finish();
+    metrics
 }
 
 fn read_log(mut section: Section<'_>) -> Log {

@@ -55,6 +55,9 @@ enum AfterIdle {
 struct RoundTrip {
     smoothed: Duration,
     variation: Duration,
+    /// The last one, and how many were measured.
+    last: Duration,
+    count: u32,
 }
 
 #[derive(Debug)]
@@ -80,12 +83,13 @@ pub(super) enum Verdict {
 
 impl RoundTrip {
     fn first(sample: Duration) -> Self {
-        Self { smoothed: sample, variation: sample / 2 }
+        Self { smoothed: sample, variation: sample / 2, last: sample, count: 1 }
     }
 
     fn and(self, sample: Duration) -> Self {
         let variation = self.variation * 3 / 4 + self.smoothed.abs_diff(sample) / 4;
-        Self { smoothed: self.smoothed * 7 / 8 + sample / 8, variation }
+        let smoothed = self.smoothed * 7 / 8 + sample / 8;
+        Self { smoothed, variation, last: sample, count: self.count.wrapping_add(1) }
     }
 }
 
@@ -115,6 +119,11 @@ impl Liveness {
     /// Smoothed round trip of the pings.
     pub(super) fn rtt(&self) -> Option<Duration> {
         self.rtt.map(|rtt| rtt.smoothed)
+    }
+
+    /// The last round trip that was measured, and how many there were.
+    pub(super) fn rtt_last(&self) -> Option<(Duration, u32)> {
+        self.rtt.map(|rtt| (rtt.last, rtt.count))
     }
 
     /// When an answer is late (RFC 6298 § 2.3).

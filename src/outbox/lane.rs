@@ -249,6 +249,7 @@ impl Lane {
             Leave::Durable | Leave::Reserved => {}
         }
         io.payload_bytes += draft.bytes() as u64;
+        self.counters.put_total += 1;
         let position = self.log_mut().push(draft, now);
         if self.log().leave == Leave::Reserved && self.log().wants_reservation() {
             self.reserve(io, self.logs.len() - 1, Reach::Spare);
@@ -469,7 +470,9 @@ impl Lane {
     /// Everything up to `position` of a log is stored upstream.
     pub fn acked(&mut self, io: &mut Io, log: usize, position: u64, now: Instant) {
         self.now = self.now.max(now);
+        let waited = self.logs[log].depth();
         let spared = self.logs[log].on_acked(position);
+        self.counters.acked_total += waited - self.logs[log].depth().min(waited);
         self.counters.overflowed = self.counters.overflowed.saturating_sub(spared);
         if self.logs[log].acks_lag() > 0 {
             self.acks_since.get_or_insert(now);
@@ -592,11 +595,10 @@ impl Lane {
     /// The lane's part of the status. Numbers are the newest epoch's; depth is the lane's.
     pub fn status(&self, wall_ms: Option<u64>) -> status::Lane {
         let log = self.log();
-        let depth = |log: &Log| log.next - 1 - log.acked - log.runs.covered(log.acked + 1, log.next - 1, |_| true);
         let bytes: u64 = self.segments.iter().map(Segment::bytes).sum();
         let newest = || self.logs.iter().find_map(|log| log.recent.oldest()).and_then(|(_, draft)| draft.at);
         let oldest_at = self.cursor.oldest_at.or_else(newest);
-        let depth: u64 = self.logs.iter().map(depth).sum();
+        let depth: u64 = self.logs.iter().map(Log::depth).sum();
         status::Lane {
             epoch: log.epoch,
             depth,

@@ -73,6 +73,11 @@ pub struct Log {
 }
 
 impl Log {
+    /// Records not yet acked.
+    pub fn depth(&self) -> u64 {
+        self.next - 1 - self.acked - self.runs.covered(self.acked + 1, self.next - 1, |_| true)
+    }
+
     /// An empty log.
     pub fn new(origin: u64, epoch: Epoch, leave: Leave) -> Self {
         Self {

@@ -22,12 +22,13 @@ use socket2::SockRef;
 
 use crate::dialect::message::ServerMessage;
 use crate::shell::clock;
+use crate::shell::http::Request;
 use crate::time::Instant;
 
 use super::connection::Connection;
 use super::door::{Counts, Door, Entry, Rate};
 use super::meter::Meter;
-use super::page::Page;
+use super::page::{self, Page};
 use super::peer::{Peer, Place, Turn, Visit};
 use super::restart::Restart;
 use super::session::{Close, Greeting, Introduction, Session};
@@ -350,8 +351,8 @@ impl Server {
         let (meter, queue_ms) = (&mut self.meter, self.door.queue_ms(now));
         if let Some(page) = &mut self.page {
             let accept_rate = self.settings.accept.map(|accept| accept.rate);
-            let fleet = || meter.json(accept_rate, queue_ms, now);
-            page.handle_turn(self.poll.registry(), &mut self.next_peer, now, fleet);
+            let reply = |asked: Request<'_>| page::reply(asked, || meter.json(accept_rate, queue_ms, now));
+            page.handle_turn(self.poll.registry(), &mut self.next_peer, now, reply);
         }
         if !self.settings.watch {
             return;

@@ -4,6 +4,7 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::insight::figures::Histogram;
 use crate::status;
 use crate::time::Instant;
 
@@ -39,6 +40,14 @@ pub struct Board {
     pub delay: Pinned<status::Delay>,
     /// Written by uplink (received, done) and local (the rest).
     pub commands: Pinned<status::Commands>,
+    /// Written by outbox: from a put to its ack.
+    pub put_to_delivered: Pinned<Histogram>,
+    /// Written by uplink: round trips of the pings.
+    pub rtt: Pinned<Histogram>,
+    /// Written by outbox: syncs.
+    pub sync: Pinned<Histogram>,
+    /// Written by local: bytes in its queues and buffers.
+    pub local_bytes: AtomicU64,
     /// Written by outbox: bytes of records that it holds in RAM.
     pub outbox_bytes: AtomicU64,
 }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock, statvfs};
 use rustix::io::Errno;
 
+use crate::insight::figures::Histogram;
 use crate::outbox::disk::{Disk, Entry};
 use crate::outbox::format::VERSION;
 use crate::outbox::inspect::newer_format;
@@ -65,17 +66,24 @@ struct Known {
 
 /// How long syncs took, shared between the outbox thread and the status.
 #[derive(Debug, Default)]
-pub struct SyncTimes(Mutex<Samples>);
+pub struct SyncTimes(Mutex<(Samples, Histogram)>);
 
 impl SyncTimes {
     /// Median of the recent past and the longest ever, in ms.
     pub fn ms_p50_and_max(&self) -> (f64, f64) {
-        let samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let samples = &self.0.lock().unwrap_or_else(PoisonError::into_inner).0;
         (samples.percentiles().p50.unwrap_or(0.0), samples.ms_max())
     }
 
+    /// All of them, by size.
+    pub fn histogram(&self) -> Histogram {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
     fn push(&self, took: Duration) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(took);
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        times.0.push(took);
+        times.1.push(took);
     }
 }
 

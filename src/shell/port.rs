@@ -189,6 +189,13 @@ pub struct ForLocal {
     pub leave: bool,
 }
 
+/// What lies in wait for the page's thread.
+#[derive(Debug, Default)]
+pub struct ForPage {
+    /// Leave.
+    pub stop: bool,
+}
+
 /// A lock and the call that wakes its reader.
 pub struct Port<T> {
     cell: Mutex<T>,

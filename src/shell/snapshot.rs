@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::insight::figures::{Histograms, Rate};
 use crate::shell::board::Board;
 use crate::shell::clock;
 use crate::status::{Agent, Flash, Lane, Link, Memory, Status};
@@ -22,6 +23,8 @@ pub struct Source {
     pub opened: Instant,
     /// The bound that `check` prints.
     pub queues_bytes_max: u64,
+    /// The same with the program itself.
+    pub rss_bytes_max: u64,
 }
 
 impl Source {
@@ -42,7 +45,17 @@ impl Source {
             wire: *self.board.wire.lock(),
             delay: *self.board.delay.lock(),
             commands: *self.board.commands.lock(),
-            memory: Memory { rss_bytes: rss_bytes(), queues_bytes, queues_bytes_max: self.queues_bytes_max },
+            memory: Memory {
+                rss_bytes: rss_bytes(),
+                queues_bytes,
+                queues_bytes_max: self.queues_bytes_max,
+                rss_bytes_max: self.rss_bytes_max,
+            },
+            histograms: Histograms {
+                sync: self.board.sync.lock().clone(),
+                rtt: self.board.rtt.lock().clone(),
+                put_to_delivered: self.board.put_to_delivered.lock().clone(),
+            },
         }
     }
 
@@ -57,10 +70,12 @@ impl Source {
 
     /// The outbox thread sleeps while nothing happens; its records grow older all the same.
     fn lanes(&self, now: Instant) -> Vec<Lane> {
-        let asleep_s = now.since(*self.board.lanes_at.lock()).as_secs();
+        let asleep = now.since(*self.board.lanes_at.lock());
         let mut lanes = self.board.lanes.lock().clone();
         for lane in &mut lanes {
-            lane.oldest_s = lane.oldest_s.map(|s| s + asleep_s);
+            lane.oldest_s = lane.oldest_s.map(|s| s + asleep.as_secs());
+            lane.put_per_s = Rate::aged(lane.put_per_s, asleep);
+            lane.acked_per_s = Rate::aged(lane.acked_per_s, asleep);
         }
         lanes
     }
@@ -93,7 +108,7 @@ mod tests {
         *board.lanes.lock() = vec![lane(Some(5)), lane(None)];
         *board.lanes_at.lock() = Instant::from_micros(10_000_000);
         let (agent, started) = (Agent::default(), Instant::default());
-        let source = Source { board, agent, started, opened: started, queues_bytes_max: 0 };
+        let source = Source { board, agent, started, opened: started, queues_bytes_max: 0, rss_bytes_max: 0 };
         let lanes = source.lanes(Instant::from_micros(13_900_000));
         assert_eq!((lanes[0].oldest_s, lanes[1].oldest_s), (Some(8), None));
     }

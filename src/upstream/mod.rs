@@ -11,6 +11,7 @@ mod too_large;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::commands::Command;
 use crate::commands::intake::{Intake, Verdict};
@@ -334,6 +335,11 @@ impl Upstream {
         let url = view.endpoint.and_then(|index| self.endpoints.get(usize::from(index)).cloned());
         let urls = self.endpoints.clone();
         LinkView { session, url, urls, quality: Quality { bytes_per_s, ..view.quality }, ..view }
+    }
+
+    /// See [`Link::rtt_last`].
+    pub fn rtt_last(&self) -> Option<(Duration, u32)> {
+        self.link.rtt_last()
     }
 
     /// Bytes on the wire in the last 24 hours, and whether only lanes that are exempt may add to them.

@@ -449,7 +449,7 @@ fn a_stalled_session_ends_by_its_own_deadline() {
             script.tell(Input::Pong(b""));
         }
     }
-    assert_eq!(script.upstream.view().last_failure.map(|(class, ..)| class), Some("stalled"));
+    assert_eq!(script.upstream.view().last_failure.map(|(class, ..)| class), Some(Class::Stalled));
     assert!(script.outputs.contains(&Output::Drop { close: Some(1000) }));
 }
 

@@ -159,8 +159,12 @@ pub struct ListenArgs {
 pub enum View {
     /// For people.
     Text,
+    /// The same, again and again.
+    Watch,
     /// The snapshot as it is.
     Json,
+    /// Metrics for Prometheus.
+    Prometheus,
     /// By the exit code alone.
     Check,
 }
@@ -316,8 +320,9 @@ impl Typed {
                     let value = parser.value().map_err(usage)?;
                     typed.options.push((name, Some(value)));
                 }
-                "strict" | "whole" | "json" | "check" | "yes" | "judge" | "sigkill" | "child" | "planned" | "boot"
-                | "force" | "fix-permissions" | "power-cut" | "no-retry-after" | "recommend" | "compare" => {
+                "strict" | "whole" | "json" | "check" | "watch" | "prometheus" | "yes" | "judge" | "sigkill"
+                | "child" | "planned" | "boot" | "force" | "fix-permissions" | "power-cut" | "no-retry-after"
+                | "recommend" | "compare" => {
                     typed.options.push((name, None));
                 }
                 other => return Err(UsageError(format!("unknown option '--{other}' (see --help)"))),
@@ -423,12 +428,17 @@ impl Typed {
             return Ok(Command::Print(help::STATUS));
         }
         let agent = self.agent()?;
-        let view = match (self.flag("json"), self.flag("check")) {
-            (false, false) => View::Text,
-            (true, false) => View::Json,
-            (false, true) => View::Check,
-            (true, true) => return Err(UsageError("--json or --check, not both".into())),
+        let views =
+            [("watch", View::Watch), ("json", View::Json), ("prometheus", View::Prometheus), ("check", View::Check)];
+        let mut chosen = views.into_iter().filter(|(flag, _)| self.flag(flag));
+        let view = match (chosen.next(), chosen.next()) {
+            (None, _) => View::Text,
+            (Some((_, view)), None) => view,
+            (Some((first, _)), Some((second, _))) => {
+                return Err(UsageError(format!("--{first} or --{second}, not both")));
+            }
         };
+        drop(chosen);
         self.finish("status")?;
         Ok(Command::Status(StatusArgs { agent, view }))
     }

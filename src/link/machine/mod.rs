@@ -21,6 +21,7 @@ use super::liveness::Liveness;
 use super::race::Race;
 use super::remedies::{self, Remedies};
 use super::{Class, Config, DETAIL_BYTES_MAX, Disposition, Input, Output, Saved, Timer, one_line};
+use crate::insight::words::WaitCause;
 use crate::status::LinkView;
 use crate::time::Instant;
 
@@ -288,7 +289,7 @@ impl Link {
                 .filter(|(_, count)| *count > 0)
                 .map(|(class, count)| (class.name(), u64::from(count)))
                 .collect(),
-            last_failure: self.last.map(|(class, at)| (class.name(), self.detail.clone(), at)),
+            last_failure: self.last.map(|(class, at)| (class, self.detail.clone(), at)),
             next_attempt: match self.state {
                 State::StartDelay { until } | State::Waiting(Waiting { until, .. }) => Some(until),
                 State::Resolving { .. } | State::Handshake(_) | State::Up(_) | State::Stopped => None,
@@ -297,7 +298,30 @@ impl Link {
             rtt: self.liveness().and_then(Liveness::rtt),
             suspect: self.liveness().is_some_and(|liveness| liveness.misses() > 0),
             quality: self.liveness().map(Liveness::quality).unwrap_or_default(),
+            path: None,
+            wait_cause: self.wait_cause(),
         }
+    }
+
+    fn wait_cause(&self) -> Option<WaitCause> {
+        let waiting = match self.state {
+            State::StartDelay { .. } => return Some(WaitCause::Boot),
+            State::Waiting(waiting) => waiting,
+            State::Resolving { .. } | State::Handshake(_) | State::Up(_) | State::Stopped => return None,
+        };
+        let is_bound = self.endpoints.word(self.endpoints.current()) > self.since;
+        Some(match self.cause.map(Class::disposition) {
+            _ if waiting.parked => WaitCause::NoNetwork,
+            _ if is_bound => WaitCause::Server,
+            Some(Disposition::Slow) => WaitCause::Slow,
+            Some(Disposition::Promptly) => WaitCause::Promptly,
+            Some(Disposition::Spread | Disposition::Backoff | Disposition::Stop) | None => WaitCause::Backoff,
+        })
+    }
+
+    /// The last round trip that was measured, and how many there were in this session.
+    pub fn rtt_last(&self) -> Option<(Duration, u32)> {
+        self.liveness().and_then(Liveness::rtt_last)
     }
 
     /// When an answer of the session's far end is late (RFC 6298).

@@ -215,7 +215,7 @@ fn a_late_handshake_says_in_which_stage() {
         assert_eq!((timer, rig.now.since(from)), (Timer::Handshake, s(30)), "{stage}");
         assert_eq!(outputs[0], Output::Drop { close: None }, "{stage}");
         let (class, detail, _) = rig.link.view().last_failure.unwrap();
-        assert_eq!((class, detail), ("timeout", format!("{stage}: no answer in time")));
+        assert_eq!((class, detail), (Class::Timeout, format!("{stage}: no answer in time")));
         assert!(rig.attempt() > s(28) || stage == "greeting");
     }
 }
@@ -230,7 +230,7 @@ fn a_route_that_is_missing_here_does_not_hide_what_another_address_said() {
             rig.input(Input::DialFailed { address, failure: Failure::new(class, class.name()) });
         }
         let (class, detail, _) = rig.link.view().last_failure.unwrap();
-        assert_eq!((class, detail.as_str()), ("refused", "refused"), "{order:?}");
+        assert_eq!((class, detail.as_str()), (Class::Refused, "refused"), "{order:?}");
         assert!(rig.attempt() >= s(28), "not promptly");
     }
 }
@@ -540,7 +540,7 @@ fn the_view_shows_what_status_needs() {
     let view = rig.link.view();
     assert_eq!((view.state, view.sessions, view.attempts, view.endpoint), ("waiting", 1, 1, Some(0)));
     assert_eq!(view.failures, [("closed", 1)]);
-    assert_eq!(view.last_failure, Some(("closed", "close 1001: bye".into(), rig.now)));
+    assert_eq!(view.last_failure, Some((Class::Closed, "close 1001: bye".into(), rig.now)));
     assert_eq!(view.backoff_ms, view.next_attempt.unwrap().since(rig.now).as_millis() as u64);
     assert_eq!(view.rtt, None);
 }

@@ -19,6 +19,7 @@ use std::mem;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mio::event::Event;
@@ -30,12 +31,13 @@ use crate::commands::filter::{FILTER_BYTES_MAX, Filter};
 use crate::commands::{COMMANDS_BYTES_MAX, COMMANDS_MAX, Command};
 use crate::config;
 use crate::config::group::group_id;
+use crate::insight::record::{self, Sampler};
 use crate::record::MESSAGE_BYTES_MAX;
-use crate::shell::EventHook;
 use crate::shell::clock;
 use crate::shell::handler::{Report, Runs};
 use crate::shell::port::{ForLocal, ForOutbox, Outcome, PUTS_BYTES_MAX, PUTS_MAX, Port, Put, Wait};
 use crate::shell::snapshot::Source;
+use crate::shell::{EventHook, TextHook};
 use crate::time::Instant;
 use client::{Client, Facts, Next, Supply};
 use handling::Handling;
@@ -79,6 +81,8 @@ pub struct Setup {
     pub handlers: Vec<config::Handler>,
     /// Where reports of those go that have no lane for them; empty: the default lane.
     pub events_lane: String,
+    /// Metrics that travel upstream: when, and what takes them.
+    pub metrics: Option<(Sampler, TextHook)>,
     /// Called in each turn of the loop: a sign of life. Waking the port makes a turn.
     pub turned: Arc<dyn Fn() + Send + Sync>,
 }
@@ -190,8 +194,9 @@ impl Local {
         let mut events = Events::with_capacity(256);
         let mut more = true;
         loop {
-            let due = self.desk.poll_timeout().into_iter().chain(self.handlers_due()).chain(self.losses_due()).min();
-            let due = due.map(|due| due.since(clock::now()));
+            let metrics_due = self.setup.metrics.as_ref().map(|(sampler, _)| sampler.poll_timeout());
+            let due = self.desk.poll_timeout().into_iter().chain(self.handlers_due()).chain(self.losses_due());
+            let due = due.chain(metrics_due).min().map(|due| due.since(clock::now()));
             match self.poll.poll(&mut events, if more { Some(Duration::ZERO) } else { due }) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => result?,
@@ -200,6 +205,7 @@ impl Local {
             for event in &events {
                 self.handle_event(event);
             }
+            self.report();
             let (stop, leave) = self.take_outcomes();
             self.desk.handle_timeout(clock::now());
             more = self.turn(stop);
@@ -419,11 +425,28 @@ impl Local {
     }
 }
 
+impl Local {
+    /// What lies in queues and buffers.
+    fn bytes(&self) -> u64 {
+        let clients: usize = self.clients.iter().flatten().map(Client::bytes).sum();
+        (clients + self.setup.outbox.lock().puts_bytes + self.desk.bytes()) as u64
+    }
+
+    /// Metrics that are due go upstream as a record.
+    fn report(&mut self) {
+        let bytes = self.bytes();
+        self.setup.source.board.local_bytes.store(bytes, Ordering::Relaxed);
+        let Some((sampler, put)) = &mut self.setup.metrics else { return };
+        let source = &self.setup.source;
+        if let Some(status) = sampler.take(|| source.snapshot(bytes), clock::now()) {
+            put(record::text(&status));
+        }
+    }
+}
+
 impl Facts for Local {
     fn snapshot(&self) -> Vec<u8> {
-        let clients: usize = self.clients.iter().flatten().map(Client::bytes).sum();
-        let waiting = self.setup.outbox.lock().puts_bytes + self.desk.bytes();
-        let status = self.setup.source.snapshot((clients + waiting) as u64);
+        let status = self.setup.source.snapshot(self.bytes());
         serde_json::to_vec(&status).expect("plain data with string keys")
     }
 

@@ -42,6 +42,7 @@ impl Bench {
             started: clock::now(),
             opened: clock::now(),
             queues_bytes_max: 77,
+            rss_bytes_max: 99,
         };
         let setup = Setup {
             config,
@@ -52,6 +53,7 @@ impl Bench {
             event: Arc::new(|_, _| ()),
             handlers: Vec::new(),
             events_lane: String::new(),
+            metrics: None,
             turned: Arc::new(|| ()),
         };
         let local = Local::try_new(setup).unwrap();

@@ -195,6 +195,12 @@ fn has_route(mut datagram: &[u8]) -> bool {
     false
 }
 
+/// The interface that has this address.
+pub fn interface_of(address: IpAddr) -> Option<String> {
+    let found = interfaces().ok()?.into_iter().find(|interface| interface.addresses.contains(&address))?;
+    Some(found.name)
+}
+
 /// All interfaces with their addresses, in the order of the kernel.
 fn interfaces() -> io::Result<Vec<Interface>> {
     let mut found: Vec<Interface> = Vec::new();

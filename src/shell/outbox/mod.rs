@@ -14,6 +14,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::config::Commit;
+use crate::insight::figures::Rate;
 use crate::outbox::dead::DEAD_LANE;
 use crate::outbox::disk::Disk;
 use crate::outbox::expiry::Clock;
@@ -82,6 +83,7 @@ pub fn run<D: Disk>(outbox: Outbox<D>, setup: Setup) {
         offers: Vec::new(),
         measured: None,
         stale: false,
+        rates: Vec::new(),
         lost: 0,
         server_ahead_ms: None,
     };
@@ -119,6 +121,8 @@ struct Keeper<D: Disk> {
     measured: Option<Instant>,
     /// They may have changed since.
     stale: bool,
+    /// Of each lane, records put and acked a second.
+    rates: Vec<(Rate, Rate)>,
     /// Records given up so far, as shown last.
     lost: u64,
     /// How far the upstream's time was ahead of the boot clock at the last `welcome`.
@@ -240,7 +244,9 @@ impl<D: Disk> Keeper<D> {
             self.outbox.acked(&name.0, name.1, seq, now);
             self.waiters.answer(&name, 0..=seq, &Answer::Delivered, outcomes);
             for boot_ms in self.waiters.watched_up_to(&name, seq) {
-                self.to_delivered.push(since(boot_ms, now));
+                let took = since(boot_ms, now);
+                self.to_delivered.push(took);
+                self.setup.board.put_to_delivered.lock().push(took);
             }
         }
         for name in self.load.foreign.drain(..) {
@@ -465,7 +471,14 @@ impl<D: Disk> Keeper<D> {
     /// and may be a little late.
     fn show(&mut self, now: Instant) {
         let board = &self.setup.board;
-        let lanes = self.outbox.lanes_status(clock::wall_ms_if_set());
+        let mut lanes = self.outbox.lanes_status(clock::wall_ms_if_set());
+        // A lane that goes or comes stands last.
+        self.rates.resize_with(lanes.len(), Default::default);
+        for (lane, (put, acked)) in lanes.iter_mut().zip(&mut self.rates) {
+            put.count(lane.put_total, now);
+            acked.count(lane.acked_total, now);
+            (lane.put_per_s, lane.acked_per_s) = (put.per_s(), acked.per_s());
+        }
         // What the dead letters give up was counted when it was refused.
         let lost = lanes.iter().filter(|lane| lane.name != DEAD_LANE).map(Lane::lost).sum();
         if lost > mem::replace(&mut self.lost, lost) {
@@ -482,6 +495,7 @@ impl<D: Disk> Keeper<D> {
         board.outbox_bytes.store(self.outbox.queues_bytes(), Ordering::Relaxed);
         if self.measured.is_none_or(|at| now.since(at) >= MEASURE_INTERVAL) {
             (flash.sync_ms_p50, flash.sync_ms_max) = self.setup.sync_times.ms_p50_and_max();
+            *board.sync.lock() = self.setup.sync_times.histogram();
             *board.delay.lock() = Delay {
                 put_to_committed_ms: self.to_committed.percentiles(),
                 put_to_delivered_ms: self.to_delivered.percentiles(),

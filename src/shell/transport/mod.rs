@@ -150,6 +150,16 @@ impl Handshake {
         self.plan.server.as_ref()
     }
 
+    /// Address here and at the other end, once TCP is connected and before TLS is.
+    pub fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        match &self.stage {
+            Stage::Dialing(wire) | Stage::Tunnelling(wire, _) | Stage::Dialed(wire) => {
+                wire.tcp.local_addr().ok().zip(wire.tcp.peer_addr().ok())
+            }
+            Stage::Securing(_) | Stage::Secured(_) | Stage::Upgrading(_) => None,
+        }
+    }
+
     /// Goes on as far as it can, but at most to the end of one stage.
     pub fn advance(self) -> Result<Progress, Failure> {
         let Self { stage, mut plan } = self;

@@ -30,13 +30,14 @@ use crate::config::Encoding;
 use crate::dialect::Purpose;
 use crate::link::{Class, Failure};
 use crate::status;
+use crate::time::Instant;
 use crate::upstream::{Input, Upstream};
 use dialing::{Dialing, Race};
 use elsewhere::EndpointsFile;
 use expiry::Expiry;
 use keeping::Keeping;
 pub use setup::{Hook, Setup, memory_bytes_max};
-use setup::{place, reach};
+use setup::{path, place, reach};
 
 const WAKE: Token = Token(0);
 const UPSTREAM: Token = Token(1);
@@ -138,6 +139,9 @@ impl Uplink {
             commands: 0,
             view_is_stale: true,
             was_up: false,
+            failed_at: None,
+            path: None,
+            rtts: 0,
             exit: None,
             port,
             outbox,
@@ -201,6 +205,12 @@ struct Reactor {
     commands: u64,
     view_is_stale: bool,
     was_up: bool,
+    /// When the last failure was that is noted.
+    failed_at: Option<Instant>,
+    /// The way of the present connection.
+    path: Option<status::Path>,
+    /// Round trips measured in the present session.
+    rtts: u32,
     exit: Option<Exit>,
     port: Arc<Port<ForUplink>>,
     outbox: Arc<Port<ForOutbox>>,
@@ -388,6 +398,7 @@ impl Reactor {
     fn race(&mut self) {
         match self.dialing.race() {
             Race::Won { address, handshake } => {
+                self.path = Some(path(&self.reaches[self.endpoint], &handshake));
                 self.transport = Transport::Handshake(handshake);
                 self.tell(Input::Dialed { address });
             }
@@ -454,6 +465,11 @@ impl Reactor {
             Incoming::Ping => false,
             Incoming::Pong(payload) => {
                 self.tell(Input::Pong(&payload));
+                if let Some((rtt, count)) = self.upstream.rtt_last()
+                    && count != mem::replace(&mut self.rtts, count)
+                {
+                    self.board.rtt.lock().push(rtt);
+                }
                 self.view_is_stale = true;
                 false
             }
@@ -498,15 +514,22 @@ impl Reactor {
         if !mem::take(&mut self.view_is_stale) {
             return;
         }
-        let view = self.upstream.view();
+        let view = status::LinkView { path: self.path.clone(), ..self.upstream.view() };
         let is_up = self.upstream.is_up();
         if is_up && !mem::replace(&mut self.was_up, is_up) {
             let (session, url) =
                 (view.session.as_deref().unwrap_or_default(), &self.reaches[self.endpoint].endpoint.url);
             info!(target: "uplink", "link up session={session:?} endpoint={url}");
+            // A query may hold a token.
+            (self.setup.note)("up", url.split('?').next().unwrap_or_default());
             self.drop_remedies();
         }
         self.was_up = is_up;
+        if let Some((class, detail, at)) = &view.last_failure
+            && self.failed_at.replace(*at) != Some(*at)
+        {
+            (self.setup.note)(class.name(), detail);
+        }
         *self.board.link.lock() = view;
         (self.setup.link_changed)();
     }

@@ -109,6 +109,7 @@ impl Reactor {
 
     pub(super) fn drop_transport(&mut self, close: Option<u16>) {
         self.upgraded = None;
+        (self.path, self.rtts) = (None, 0);
         self.dialing.drop_sockets();
         match (mem::take(&mut self.transport), close) {
             (Transport::Open(open), Some(code)) => open.close(code),
@@ -147,7 +148,7 @@ impl Reactor {
     fn remedy(&mut self, step: u8) {
         let Some(remedy) = self.setup.remedies.get(usize::from(step)) else { return };
         let down_s = self.keeping.down_s(clock::now());
-        let class = self.upstream.view().last_failure.map_or("none", |(class, ..)| class);
+        let class = self.upstream.view().last_failure.map_or("none", |(class, ..)| class.name());
         let program = remedy.exec.first().map_or("", String::as_str);
         warn!(target: "uplink", "remedy step={step} down_s={down_s} class={class} program={program}");
         (self.setup.event)("remedy", &format!("no session for {down_s} s ({class}): step {step} runs {program}"));

@@ -15,9 +15,10 @@ use crate::dialect::message::SERVER_MESSAGE_BYTES_MAX;
 use crate::link::DETAIL_BYTES_MAX;
 use crate::record::Item;
 use crate::shell::EventHook;
+use crate::shell::netlink::interface_of;
 use crate::shell::remedy::Runner;
-use crate::shell::transport::{BUFFERS_BYTES_MAX, Reach};
-use crate::upstream;
+use crate::shell::transport::{BUFFERS_BYTES_MAX, Handshake, Reach};
+use crate::{status, upstream};
 
 /// What the agent wants to be told.
 pub type Hook = Arc<dyn Fn() + Send + Sync>;
@@ -60,6 +61,8 @@ pub struct Setup {
     pub command: Arc<dyn Fn(Command) + Send + Sync>,
     /// Called with kind and detail of what is worth a record on topic `$event`.
     pub event: EventHook,
+    /// Called with kind and detail of what is for people here alone: sessions that come and go.
+    pub note: EventHook,
 }
 
 impl fmt::Debug for Setup {
@@ -109,6 +112,19 @@ pub(super) fn reach(endpoint: &Endpoint, setup: &Setup) -> io::Result<Arc<Reach>
         silence: Duration::from_millis(silence_ms),
         credential_timeout: setup.credential_timeout,
     }))
+}
+
+/// The way that a connection takes.
+pub(super) fn path(reach: &Reach, handshake: &Handshake) -> status::Path {
+    let addresses = handshake.addresses();
+    let bound = Some(reach.endpoint.interface.clone()).filter(|name| !name.is_empty());
+    let by_routes = || addresses.and_then(|(local, _)| interface_of(local.ip().to_canonical()));
+    status::Path {
+        address: addresses.map(|(_, peer)| peer.to_string()).unwrap_or_default(),
+        local: addresses.map(|(local, _)| local.ip().to_string()).unwrap_or_default(),
+        interface: bound.or_else(by_routes).unwrap_or_default(),
+        proxy: reach.proxy.iter().flatten().next().map(|proxy| format!("{}:{}", proxy.host, proxy.port)),
+    }
 }
 
 /// What the network's watch has to know of an endpoint.
