@@ -316,3 +316,14 @@ fn a_folder_that_is_broken_is_refused() {
     fs::write(folder.join("board.toml"), "").unwrap();
     assert!(complaints(&folder, &boards())[0].contains("README.md"));
 }
+
+#[test]
+fn no_page_has_a_place_that_was_to_be_filled_in() {
+    let text = Command::new("grep")
+        .args(["-rnE", "@[A-Za-z]+@", "--include=*.md", "README.md", "CHANGELOG.md", "boards", "docs"])
+        .current_dir(project())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&text.stdout), "");
+    assert_eq!(text.status.code(), Some(1), "grep read them: {}", String::from_utf8_lossy(&text.stderr));
+}

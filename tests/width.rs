@@ -3,6 +3,7 @@
 //! beyond that second is `tests/vm`'s.
 
 use std::fs::File;
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -78,8 +79,12 @@ fn a_file_of_2039_keeps_its_time() {
     let dir = TempDir::new("wide-time");
     let written = SystemTime::UNIX_EPOCH + Duration::from_secs(2_177_452_800);
     let file = File::create(dir.join("later")).expect("a file");
-    if file.set_modified(written).is_err() {
+    if let Err(error) = file.set_modified(written) {
         // Before Linux 5.1, or on ext3 and small ext4 inodes, there is no such time.
+        let known = [ErrorKind::InvalidInput, ErrorKind::Unsupported];
+        let overflow = error.raw_os_error() == Some(rustix::io::Errno::OVERFLOW.raw_os_error());
+        assert!(known.contains(&error.kind()) || overflow, "{error}");
+        let _closed = writeln!(std::io::stderr(), "\nNOT RUN: a file of 2039: {error}\n");
         return;
     }
     assert_eq!(file.metadata().and_then(|metadata| metadata.modified()).expect("a time"), written);

@@ -21,6 +21,9 @@ for argument; do
     esac
 done
 here=$(cd "$(dirname "$0")" && pwd)
+# Where the board has its outbox, if not at the usual place.
+outbox=$(sed -n '/^\[outbox\]/,/^\[/s/^dir = "\(.*\)"$/\1/p' "$here/10-board.toml")
+: "${outbox:=/var/lib/backhaul}"
 
 which_init() {
     if [ -d "$DESTDIR/run/systemd/system" ] || [ -x "$DESTDIR/lib/systemd/systemd" ]; then echo systemd
@@ -96,19 +99,22 @@ LIST
     if [ "$init" = sysv ] && [ -z "$DESTDIR" ] && command -v update-rc.d > /dev/null; then update-rc.d backhaul remove; fi
     if [ -n "$purge" ]; then
         rm -rf "$DESTDIR/etc/backhaul"
-        if [ -d "$DESTDIR/var/lib/backhaul" ]; then
-            # Its own partition, perhaps: emptied then.
-            rm -rf "$DESTDIR/var/lib/backhaul" || true
-        fi
-        echo "backhaul: removed, with its outbox and its configuration"
+        # Its own partition, perhaps, or a link to a folder elsewhere: emptied then.
+        if [ -d "$DESTDIR$outbox" ]; then rm -rf "$DESTDIR$outbox"/* "$DESTDIR$outbox"/.[!.]*; fi
+        rmdir "$DESTDIR$outbox" 2> /dev/null || true
+        echo "backhaul: removed, with its outbox ($outbox) and its configuration"
     else
-        echo "backhaul: removed; /var/lib/backhaul and /etc/backhaul stay (--uninstall --purge removes them)"
+        echo "backhaul: removed; $outbox and /etc/backhaul stay (--uninstall --purge removes them)"
     fi
     exit
 fi
 
+if [ -z "$DESTDIR" ] && ! "$here/backhaul" --version > /dev/null 2>&1; then
+    echo "backhaul: this program does not run on this machine ($(uname -m)): take the one of its board" >&2
+    exit 1
+fi
 put 0755 "$here/backhaul" "$DESTDIR/usr/bin/backhaul"
-mkdir -p "$DESTDIR/etc/backhaul/conf.d" "$DESTDIR/var/lib/backhaul"
+mkdir -p "$DESTDIR/etc/backhaul/conf.d" "$DESTDIR$outbox"
 for file in backhaul.toml 10-board.toml; do
     to=$DESTDIR/etc/backhaul/$file
     [ $file = backhaul.toml ] || to=$DESTDIR/etc/backhaul/conf.d/$file
@@ -140,8 +146,8 @@ if [ -z "$DESTDIR" ]; then
             echo 'backhaul:x:970:' >> /etc/group
         fi
     fi
-    chown backhaul:backhaul /var/lib/backhaul
+    chown backhaul:backhaul "$outbox"
 fi
-chmod 0750 "$DESTDIR/var/lib/backhaul"
+chmod 0750 "$DESTDIR$outbox"
 service enable
 echo "backhaul: installed for $init; set the endpoint in /etc/backhaul/conf.d/50-site.toml, then start the service"

@@ -3,8 +3,22 @@
 /// `--version`
 pub const VERSION: &str = concat!("backhaul ", env!("CARGO_PKG_VERSION"), "\n");
 
+#[cfg(feature = "plan")]
+macro_rules! plan {
+    () => {
+        "  plan     what a fleet of agents does to its server after an outage\n"
+    };
+}
+#[cfg(not(feature = "plan"))]
+macro_rules! plan {
+    () => {
+        ""
+    };
+}
+
 /// `--help`
-pub const ALL: &str = "\
+pub const ALL: &str = concat!(
+    "\
 Hands telemetry to the cloud: on flash first, one WebSocket upstream, every
 record delivered exactly once.
 
@@ -17,14 +31,16 @@ usage: backhaul COMMAND [OPTION...]
   listen   print commands from upstream as they come
   status   what the agent is doing and why
   outbox   look into an outbox without an agent; prove what a storage keeps
-  plan     what a fleet of agents does to its server after an outage
-
+",
+    plan!(),
+    "
   -h, --help       this text; with a command, what that command takes
   -V, --version    the version
 
 exit codes: 0 done, 64 usage, 65 data, 66 no input, 69 unavailable,
             74 storage, 75 try again, 77 permission, 78 configuration
-";
+"
+);
 
 /// `run --help`
 pub const RUN: &str = "\

@@ -50,3 +50,12 @@ done
 ! ls /etc/rc2.d/S*backhaul > /dev/null 2>&1 || fail "purge leaves a link of SysV"
 id backhaul > /dev/null || fail "purge leaves the user: files elsewhere may be its"
 say purged
+
+mkdir /tmp/data
+ln -s /tmp/data /var/lib/backhaul
+dpkg -i /tmp/1.deb || fail "is installed with a link to the outbox"
+[ "$(mode /tmp/data)" = "backhaul:backhaul 750" ] || fail "the folder elsewhere is $(mode /tmp/data)"
+echo record > /tmp/data/record
+dpkg -P backhaul || fail "is purged with a link to the outbox"
+[ ! -e /tmp/data/record ] || fail "purge leaves the outbox behind a link"
+say purged elsewhere

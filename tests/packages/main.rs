@@ -36,27 +36,53 @@ fn run(command: &mut Command) -> String {
     out.into_owned()
 }
 
-/// This build's agent without what a debugger needs.
-fn agent() -> &'static Path {
-    static AGENT: OnceLock<TempDir> = OnceLock::new();
-    let folder = AGENT.get_or_init(|| {
-        let folder = TempDir::new("package-agent");
-        run(Command::new("strip").arg("-o").arg(folder.join("backhaul")).arg(program("backhaul")));
+/// A folder that all tests share. Nobody drops what is static: those of runs that are over are removed here.
+fn shared(name: &str) -> TempDir {
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for entry in fs::read_dir(parent).unwrap().map(Result::unwrap) {
+        let file = entry.file_name().into_string().unwrap();
+        let process = file.strip_prefix("backhaul-shared-").and_then(|rest| rest.rsplit('-').nth(1));
+        if process.is_some_and(|id| !Path::new("/proc").join(id).exists()) {
+            let _another_run_was_first = fs::remove_dir_all(entry.path());
+        }
+    }
+    TempDir::below(parent, &format!("shared-{name}"))
+}
+
+/// The number of the CPU in the head of a program.
+const MACHINE: usize = 18;
+const ARM: u8 = 40;
+const AARCH64: u8 = 183;
+
+/// This build's agent without what a debugger needs; and those that say to be for another CPU, of which the rest is the
+/// same.
+fn agent(board: &str) -> PathBuf {
+    static AGENTS: OnceLock<TempDir> = OnceLock::new();
+    let folder = AGENTS.get_or_init(|| {
+        let folder = shared("agents");
+        let own = folder.join(BOARD);
+        run(Command::new("strip").arg("-o").arg(&own).arg(program("backhaul")));
+        let mut program = fs::read(own).unwrap();
+        for (board, machine) in [("openwrt-generic", AARCH64), ("beaglebone-black", ARM)] {
+            program[MACHINE] = machine;
+            fs::write(folder.join(board), &program).unwrap();
+        }
         folder
     });
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| folder.join("backhaul"))
+    folder.join(board)
+}
+
+/// What makes a package into `dist`.
+fn packager(kind: &str, board: &str, agent: &Path, dist: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["deploy/package", board, kind]).arg(agent).current_dir(project());
+    command.env("DIST", dist).env("SOURCE_DATE_EPOCH", EPOCH);
+    command
 }
 
 /// Makes a package into `dist` and says where it is.
 fn package(kind: &str, board: &str, dist: &Path, environment: &[(&str, &str)]) -> PathBuf {
-    let said = run(Command::new("sh")
-        .args(["deploy/package", board, kind])
-        .arg(agent())
-        .current_dir(project())
-        .env("DIST", dist)
-        .env("SOURCE_DATE_EPOCH", EPOCH)
-        .envs(environment.iter().copied()));
+    let said = run(packager(kind, board, &agent(board), dist).envs(environment.iter().copied()));
     PathBuf::from(said.trim())
 }
 
@@ -72,7 +98,7 @@ struct Made {
 fn made() -> &'static Made {
     static MADE: OnceLock<Made> = OnceLock::new();
     MADE.get_or_init(|| {
-        let folder = TempDir::new("packages");
+        let folder = shared("packages");
         // File systems keep coarser times than the clock's.
         let begun = SystemTime::now() - Duration::from_secs(2);
         Made {
@@ -127,7 +153,7 @@ fn the_deb_belongs_to_root_and_names_its_configuration_and_what_it_needs() {
     assert!(needs.contains(&"passwd"), "{needs:?}");
     assert!(needs.iter().any(|need| need.starts_with("libc6 (>= 2.")), "{needs:?}");
     // A library that the loader wants and the package does not name stops the service on a machine that lacks it.
-    let wants = run(Command::new("readelf").arg("-d").arg(agent()));
+    let wants = run(Command::new("readelf").arg("-d").arg(agent(BOARD)));
     assert_eq!(wants.contains("[libssl.so.3]"), needs.contains(&"libssl3 | libssl3t64"), "{needs:?}\n{wants}");
 
     let folder = TempDir::new("deb");
@@ -150,13 +176,56 @@ fn the_deb_belongs_to_root_and_names_its_configuration_and_what_it_needs() {
 }
 
 #[test]
-fn the_deb_keeps_outbox_and_configuration_until_it_is_purged() {
-    if !rustix::process::geteuid().is_root() {
-        return not_run("the life of the .deb", "a root of its own takes rights to mount");
+fn a_program_for_another_cpu_is_not_packaged() {
+    let folder = TempDir::new("foreign");
+    let refused = packager("deb", "raspberry-pi-4", &agent("beaglebone-black"), &folder).output().unwrap();
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert!(errors.contains("is for ARM, and raspberry-pi-4 has AArch64"), "{errors}");
+    assert!(!refused.status.success());
+    assert_eq!(files(&folder), BTreeSet::new());
+}
+
+/// Both are armhf to dpkg.
+#[test]
+fn the_deb_for_armv7_refuses_a_machine_with_armv6() {
+    let folder = TempDir::new("armv6");
+    let deb = package("deb", "beaglebone-black", &folder, &[]);
+    run(Command::new("dpkg-deb").arg("-e").arg(deb).arg(folder.join("control")));
+    let script = fs::read_to_string(folder.join("control/preinst")).unwrap();
+    for (machine, action, taken) in [
+        ("armv6l", "install", false),
+        ("armv6l", "upgrade", false),
+        ("armv6l", "abort-upgrade", true),
+        ("armv7l", "install", true),
+        ("aarch64", "install", true),
+        ("x86_64", "upgrade", true),
+    ] {
+        let there = format!("uname() {{ echo {machine}; }}\n{script}");
+        let status = Command::new("sh").args(["-c", &there, "preinst", action]).status().unwrap();
+        assert_eq!(status.success(), taken, "{machine}, {action}");
     }
+}
+
+/// Why there can be no root of its own here.
+fn no_room(folder: &Path) -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("takes root".to_owned());
+    }
+    let probe = "mount -t tmpfs room \"$1\" && cd \"$1\" && mkdir u w r && \
+                 mount -t overlay overlay -o lowerdir=/,upperdir=u,workdir=w r";
+    let mut unshare = Command::new("unshare");
+    let out = unshare.args(["--mount", "sh", "-c", probe, "sh"]).arg(folder).output().unwrap();
+    (!out.status.success()).then(|| String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+#[test]
+fn the_deb_keeps_outbox_and_configuration_until_it_is_purged() {
     let folder = TempDir::new("deb-life");
-    let next = package("deb", BOARD, &folder, &[("VERSION", "99.0.0")]);
     fs::create_dir_all(folder.join("place")).unwrap();
+    if let Some(why) = no_room(&folder.join("place")) {
+        return not_run("the life of the .deb", &why);
+    }
+    let next = package("deb", BOARD, &folder, &[("VERSION", "99.0.0")]);
     let life = Command::new("unshare")
         .args(["--mount", "sh", "tests/packages/root"])
         .arg(folder.join("place"))
@@ -168,7 +237,11 @@ fn the_deb_keeps_outbox_and_configuration_until_it_is_purged() {
     let said = String::from_utf8_lossy(&life.stdout);
     let steps: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("ok: ")).collect();
     let errors = String::from_utf8_lossy(&life.stderr);
-    assert_eq!(steps, ["installed", "upgraded", "downgraded", "removed", "purged"], "{said}\n{errors}");
+    assert_eq!(
+        steps,
+        ["installed", "upgraded", "downgraded", "removed", "purged", "purged elsewhere"],
+        "{said}\n{errors}"
+    );
     assert!(life.status.success(), "{said}\n{errors}");
 }
 
@@ -257,6 +330,49 @@ fn the_tarball_installs_for_each_init_system_and_goes_without_a_trace_but_outbox
         install(&root, &["--uninstall", "--purge", &flag]);
         assert_eq!(files(&root), BTreeSet::new(), "{init}");
     }
+}
+
+#[test]
+fn the_tarball_puts_the_outbox_where_the_board_has_it() {
+    let folder = TempDir::new("tarball-elsewhere");
+    let tar = package("tar", "openwrt-generic", &folder, &[]);
+    unpack(&tar, &folder);
+    let script = folder.join(format!("backhaul-{}-openwrt-generic/install.sh", env!("CARGO_PKG_VERSION")));
+    let root = folder.join("root");
+    run(Command::new("sh").arg(&script).arg("--init=procd").env("DESTDIR", &root));
+    assert_eq!(root.join("srv/backhaul").metadata().unwrap().mode() & 0o7777, 0o750);
+    assert!(!root.join("var").exists(), "in RAM on OpenWrt");
+    fs::write(root.join("srv/backhaul/.record"), "").unwrap();
+    run(Command::new("sh").arg(&script).args(["--init=procd", "--uninstall", "--purge"]).env("DESTDIR", &root));
+    assert!(!root.join("srv/backhaul").exists());
+}
+
+/// What the service asks where the outbox is, of the agent as it answers.
+#[test]
+fn the_service_of_openwrt_makes_the_folder_that_the_configuration_names() {
+    let folder = TempDir::new("procd");
+    let place = folder.join("outbox");
+    fs::write(
+        folder.join("backhaul.toml"),
+        format!(
+            "[device]\nid = \"gw\"\n[[upstream.endpoint]]\nurl = \"wss://h/\"\n[outbox]\ndir = \"{}\"\n\
+             [[lane]]\nname = \"t\"\ndefault = true\n",
+            place.display()
+        ),
+    )
+    .unwrap();
+    let service = fs::read_to_string(project().join("deploy/init/procd/backhaul")).unwrap();
+    let service = service
+        .replace("/usr/bin/backhaul provision", "true")
+        .replace("/usr/bin/backhaul", program("backhaul").to_str().unwrap())
+        .replace("/etc/backhaul/", &format!("{}/", folder.display()))
+        .replace("/var/run/backhaul", folder.join("run").to_str().unwrap())
+        .replace("/srv/backhaul", folder.join("asked-in-vain").to_str().unwrap());
+    let around = "chown() { echo \"chown $*\"; }; procd_open_instance() { :; }; procd_set_param() { :; }; \
+                  procd_close_instance() { :; };";
+    let said = run(Command::new("sh").args(["-euc", &format!("{around}\n{service}\nstart_service")]));
+    assert!(said.contains(&format!("chown backhaul:backhaul {} {}\n", folder.join("run").display(), place.display())));
+    assert_eq!(place.metadata().unwrap().mode() & 0o7777, 0o750);
 }
 
 #[test]
@@ -351,5 +467,7 @@ fn the_papers_name_each_crate_of_the_program_with_its_licence_and_its_checksum()
     }
     // The texts, not only the names.
     assert!(licences.contains("Permission is hereby granted") && licences.contains("Apache License"));
-    assert!(components.keys().any(|title| title.starts_with("rust-std ")));
+    let std = components.keys().find(|title| title.starts_with("rust-std ")).unwrap();
+    let headed = licences.lines().any(|line| line.split(", ").any(|title| title == std));
+    assert!(headed, "{std} stands over a text");
 }
