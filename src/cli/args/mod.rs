@@ -251,8 +251,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, UsageE
         #[cfg(not(feature = "plan"))]
         "plan" => Ok(Command::NotBuilt("plan")),
         other => Err(UsageError(format!(
-            "unknown command '{other}': one of run, check, provision, send, status, outbox{}",
-            if cfg!(feature = "plan") { ", plan" } else { "" }
+            "unknown command '{other}': one of run, check, provision, send, status, outbox, plan"
         ))),
     }
 }
