@@ -1,5 +1,6 @@
 //! The unix socket for the gateway's own programs: newline-delimited JSON, a thread and a poll for all of them. It
-//! reads requests, hands puts to the outbox thread, writes answers. It knows no flash and no network.
+//! reads requests, hands puts to the outbox thread, writes answers, and gives commands to clients and handlers as the
+//! desk decides. It knows no flash and no network.
 //!
 //! Bounds, and who loses when one is reached: a client beyond `clients_max` hears `busy` and is closed; a line beyond
 //! [`line_bytes_max`] ends its connection; a client with too many requests in flight, or one that does not read its
