@@ -34,8 +34,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 const BIND_INTERVAL: Duration = Duration::from_secs(10);
 /// A snapshot answers whoever asks in this time: a flood of visitors costs little.
 const SNAPSHOT_AGE_MAX: Duration = Duration::from_millis(100);
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 64;
+/// Connections that wait to be accepted: behind a scan that fills it a visitor would wait a second for its next SYN.
+const BACKLOG: i32 = 1024;
 
 const HTML: &str = include_str!("index.html");
 const SCRIPT: &str = include_str!("page.js");
