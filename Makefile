@@ -1,4 +1,4 @@
-# backhaul: demo, test, powercut, lint, build, install. Each target first installs the Debian packages it misses (deploy/need).
+# backhaul: demo, test, powercut, lint, build, install, package. Each target first installs the Debian packages it misses (deploy/need).
 
 CARGO ?= cargo
 PREFIX ?= /usr
@@ -8,10 +8,12 @@ AGENT = target/release/backhaul
 NEED = sh deploy/need
 
 # What `make long` runs, in this order; each is a target of its own.
-LONG = soak-long herd-long herd-sweep powercut-long rot-long fuzz-long cuts-long kill-long model-long mutants-long upgrade
+LONG = soak-long herd-long herd-sweep powercut-long rot-long fuzz-long cuts-long vm-long kill-long model-long mutants-long \
+	upgrade
 
-.PHONY: all build demo test powercut powercut-long mutants herd herd-long herd-sweep hostile soak soak-long long rot-long \
-	fuzz-long kill-long cuts-long model-long mutants-long upgrade bench-outbox bench-agent lint install clean FORCE
+.PHONY: all build demo install package packages cross clean FORCE
+.PHONY: test lint size powercut mutants herd hostile soak test-arm test-vm upgrade bench-outbox bench-agent
+.PHONY: long $(LONG)
 
 all: build
 
@@ -29,8 +31,22 @@ demo:
 # Every test, part by part, and the minutes of each at the end.
 test:
 	@$(NEED) pkg-config libssl-dev openssl python3 e2fsprogs nginx-light tinyproxy nftables iproute2 nodejs node-ws \
-		python3-websockets haproxy
+		python3-websockets haproxy binutils
 	@CARGO="$(CARGO)" sh tests/parts
+
+# The armv7 build under qemu-user; a part of `make test`. KILLS=n kills of the armv7 agent.
+test-arm:
+	@$(NEED) pkg-config libssl-dev qemu-user-static gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
+	@CARGO="$(CARGO)" sh tests/arm/run
+
+# Whole ARM machines in QEMU whose power is cut, CUTS=10 times each; CASES='arm64-sd arm64-cache armhf-nand armhf-2038'.
+test-vm:
+	@$(NEED) pkg-config libssl-dev openssl python3 e2fsprogs binutils qemu-system-arm gcc-aarch64-linux-gnu \
+		libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
+	@CARGO="$(CARGO)" sh tests/vm/run
+
+vm-long:
+	@CUTS=100 $(MAKE) --no-print-directory test-vm
 
 # The power-cut campaign: every short string of operations, cut at every call to the disk. CI's part, SECONDS of it;
 # POWERCUT='…' replays one state.
@@ -151,6 +167,12 @@ bench-agent:
 	$(CARGO) build --release --bins --features receiver
 	python3 bench/agent.py target/release/backhaul target/release/backhaul-receiver 500000 target
 
+# What the agent's bytes are, part by part, and how many there were when somebody last looked. `make size RECORD=1`
+# takes today's down; CI fails when it has grown by more than 5 % since.
+size:
+	@$(NEED) pkg-config libssl-dev binutils
+	@CARGO="$(CARGO)" sh tests/size table
+
 # Power cuts of a filmed ext4 under the real agent, 2,000 of them. As root.
 cuts-long:
 	@$(NEED) pkg-config libssl-dev e2fsprogs
@@ -181,6 +203,17 @@ install: $(AGENT)
 $(AGENT): FORCE
 	@if command -v $(CARGO) > /dev/null; then $(MAKE) build; \
 	elif ! test -x $@; then echo "no cargo here, and no $@: run 'make build' first" >&2; exit 1; fi
+
+# The packages of one board of boards/, and of all of them: by zig, without containers. `make cross` is the same in one.
+BOARD ?= raspberry-pi-4
+package:
+	sh deploy/build $(BOARD)
+
+packages:
+	for folder in boards/*/; do sh deploy/build $$(basename $$folder) || exit 1; done
+
+cross:
+	sh deploy/build --cross $(BOARD)
 
 clean:
 	$(CARGO) clean

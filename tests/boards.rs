@@ -147,7 +147,9 @@ fn target(board: &Board, found: &mut Vec<String>) {
     }
     let known = toml_file(&project().join("Cargo.toml"));
     let known = known["features"].as_table().unwrap();
-    found.extend(board.features.iter().filter(|name| !known.contains_key(*name)).map(|name| format!("no feature {name}")));
+    found.extend(
+        board.features.iter().filter(|name| !known.contains_key(*name)).map(|name| format!("no feature {name}")),
+    );
     if board.features.iter().any(|name| name == "vendored") {
         found.push("feature vendored: deploy/openssl builds OpenSSL".to_owned());
     }
@@ -258,11 +260,15 @@ fn cross_knows_the_targets_of_the_boards_and_no_others() {
     let env = cross["build"]["env"].as_table().unwrap();
     assert_eq!(env.keys().map(String::as_str).collect::<BTreeSet<_>>(), BTreeSet::from(["passthrough", "volumes"]));
     // A volume is mounted under its variable's value, but the variable is not set inside unless it is passed through.
-    let list = |key: &str| env[key].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect::<BTreeSet<_>>();
+    let list =
+        |key: &str| env[key].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect::<BTreeSet<_>>();
     assert!(list("volumes").is_subset(&list("passthrough")), "{env}");
     for (target, keys) in cross["target"].as_table().unwrap() {
         let keys: Vec<_> = keys.as_table().unwrap().keys().map(String::as_str).collect();
-        assert!(keys.iter().all(|key| ["image", "pre-build", "dockerfile", "runner", "env"].contains(key)), "{target}: {keys:?}");
+        assert!(
+            keys.iter().all(|key| ["image", "pre-build", "dockerfile", "runner", "env"].contains(key)),
+            "{target}: {keys:?}"
+        );
     }
 }
 
@@ -285,7 +291,7 @@ const BROKEN: &[(&str, &str, &str, &str)] = &[
     ("backhaul.toml", "bytes_max = 67108864", "bytes_max = 671088640", "flash: "),
     ("backhaul.toml", "bytes_max", "byte_max", "unknown key"),
     ("backhaul.toml", "[outbox]", "[local]\nclients_max = 4096\n[outbox]", "more than a third"),
-    ("README.md", "docs/building.md", "docs/buildings.md", "leads nowhere"),
+    ("README.md", "docs/install.md", "docs/installs.md", "leads nowhere"),
     ("README.md", "**Storage**", "**Disk**", "nothing about **Storage**"),
 ];
 

@@ -4,14 +4,13 @@
 //! A record is sent again when the connection was lost before its answer, so that nothing is missing: exactly once
 //! begins with the answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,6 +29,8 @@ const WINDOW_RECORDS: usize = 256;
 const WINDOW_BYTES: usize = 1 << 20;
 /// Longest record that is read at all; the agent's own limit is far below.
 const RECORD_BYTES_MAX: usize = 16 << 20;
+/// What the helper threads may have said and nobody has heard: more than the window can cause.
+const EVENTS_MAX: usize = 2 * WINDOW_RECORDS + 16;
 /// Between two tries while the agent has no room or is not there.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -49,10 +50,8 @@ pub fn run(args: &SendArgs) -> ExitCode {
             }
         },
     };
-    // The window bounds records and answers, so that this has room at all times.
-    let (events, inbox) = sync_channel(2 * WINDOW_RECORDS + 16);
-    let window = Arc::new(Window::default());
-    let (whole, to, credit) = (args.whole, events.clone(), Arc::clone(&window));
+    let (inbox, window) = (Arc::<Inbox>::default(), Arc::<Window>::default());
+    let (whole, to, credit) = (args.whole, Arc::clone(&inbox), Arc::clone(&window));
     // Both kinds of helper threads end with the process.
     thread::spawn(move || read_input(BufReader::new(input), whole, &to, &credit));
     let terms = Terms { lane: args.lane.clone(), topic: args.topic.clone(), wait: args.wait };
@@ -60,7 +59,6 @@ pub fn run(args: &SendArgs) -> ExitCode {
         path,
         terms,
         timeout: args.timeout,
-        events,
         inbox,
         window,
         connection: None,
@@ -117,8 +115,7 @@ struct Sending {
     path: PathBuf,
     terms: Terms,
     timeout: Duration,
-    events: SyncSender<Event>,
-    inbox: Receiver<Event>,
+    inbox: Arc<Inbox>,
     window: Arc<Window>,
     connection: Option<UnixStream>,
     connections: u64,
@@ -158,7 +155,7 @@ impl Sending {
             }
             let event = if self.pending.is_empty() {
                 // Nothing to wait for but the input, however long it takes.
-                let event = self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected);
+                let event = self.inbox.take(None);
                 self.progress = Instant::now();
                 event
             } else {
@@ -167,16 +164,10 @@ impl Sending {
                     return Ended::TimedOut;
                 }
                 let pause = self.retry_at.map(|at| at.saturating_duration_since(Instant::now()));
-                self.inbox.recv_timeout(pause.map_or(left, |pause| pause.min(left)))
+                self.inbox.take(Some(pause.map_or(left, |pause| pause.min(left))))
             };
-            match event {
-                Ok(event) => {
-                    if let Some(ended) = self.handle(event) {
-                        return ended;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => unreachable!("this end holds a sender, too"),
+            if let Some(ended) = event.and_then(|event| self.handle(event)) {
+                return ended;
             }
         }
     }
@@ -216,14 +207,14 @@ impl Sending {
         // An agent that does not read for so long is as good as none.
         stream.set_write_timeout(Some(self.timeout.max(RETRY_INTERVAL)))?;
         self.connections += 1;
-        let (nth, events) = (self.connections, self.events.clone());
+        let (nth, inbox) = (self.connections, Arc::clone(&self.inbox));
         let mut lines = BufReader::new(stream.try_clone()?);
         thread::spawn(move || {
             let mut buf = Vec::new();
             while let Ok(Some(answer)) = client::read_answer(&mut lines, &mut buf) {
-                let _ = events.send(Event::Answer(nth, Some(answer)));
+                inbox.put(Event::Answer(nth, Some(answer)));
             }
-            let _ = events.send(Event::Answer(nth, None));
+            inbox.put(Event::Answer(nth, None));
         });
         self.connection = Some(stream);
         Ok(true)
@@ -382,7 +373,7 @@ impl Terms {
 }
 
 /// Reads records as long as the window has room for them.
-fn read_input(mut input: impl BufRead, whole: bool, events: &SyncSender<Event>, window: &Window) {
+fn read_input(mut input: impl BufRead, whole: bool, inbox: &Inbox, window: &Window) {
     let mut error = None;
     loop {
         let mut record = Vec::new();
@@ -405,11 +396,51 @@ fn read_input(mut input: impl BufRead, whole: bool, events: &SyncSender<Event>, 
             record.pop();
         }
         window.acquire(record.len());
-        if events.send(Event::Record(record)).is_err() || whole {
+        inbox.put(Event::Record(record));
+        if whole {
             break;
         }
     }
-    let _ = events.send(Event::End(error));
+    inbox.put(Event::End(error));
+}
+
+/// What the helper threads say, in its order. One of std's channels would be 15 kB of machine code.
+#[derive(Default)]
+struct Inbox {
+    events: Mutex<VecDeque<Event>>,
+    /// It was empty.
+    filled: Condvar,
+    /// It was full.
+    drained: Condvar,
+}
+
+impl Inbox {
+    fn put(&self, event: Event) {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = |events: &mut VecDeque<Event>| events.len() >= EVENTS_MAX;
+        let mut events = self.drained.wait_while(events, is_full).unwrap_or_else(PoisonError::into_inner);
+        events.push_back(event);
+        if events.len() == 1 {
+            self.filled.notify_one();
+        }
+    }
+
+    /// The next one, when it comes; with a timeout `None` where none has come by then.
+    fn take(&self, timeout: Option<Duration>) -> Option<Event> {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_empty = |events: &mut VecDeque<Event>| events.is_empty();
+        let mut events = match timeout {
+            None => self.filled.wait_while(events, is_empty).unwrap_or_else(PoisonError::into_inner),
+            Some(timeout) => {
+                self.filled.wait_timeout_while(events, timeout, is_empty).unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        let event = events.pop_front();
+        if events.len() + 1 == EVENTS_MAX {
+            self.drained.notify_all();
+        }
+        event
+    }
 }
 
 /// How much may be in flight.

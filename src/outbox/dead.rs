@@ -157,7 +157,7 @@ impl Origin {
         let (identity, words) = key.split_once(' ')?;
         let mut parts = identity.split('/');
         let (lane, epoch, seq) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        let Words { reason, key } = serde_json::from_str(words).ok()?;
+        let Words { reason, key } = serde_json::from_slice(words.as_bytes()).ok()?;
         Some(Self { lane: lane.into(), epoch, seq, reason, key })
     }
 }

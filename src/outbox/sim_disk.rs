@@ -351,7 +351,8 @@ impl File {
             Fate::Garbage => rng.fill(target),
             Fate::BitOff => {
                 target.copy_from_slice(new);
-                let bit = rng.usize(..target.len() * 8);
+                // Not `Rng::usize`: a seed is the same cut on 32 and on 64 bits.
+                let bit = rng.u64(..target.len() as u64 * 8) as usize;
                 target[bit / 8] ^= 1 << (bit % 8);
             }
         }

@@ -139,7 +139,10 @@ fn the_deb_belongs_to_root_and_names_its_configuration_and_what_it_needs() {
     for line in contents.lines() {
         assert!(line.contains(" root/root "), "{line}");
         assert!(!line[..10].contains('s') && &line[8..9] != "w", "{line}");
-        assert!(line.contains("2026-01-01") || line.contains("2025-12-31"), "the commit's time, not the build's: {line}");
+        assert!(
+            line.contains("2026-01-01") || line.contains("2025-12-31"),
+            "the commit's time, not the build's: {line}"
+        );
     }
     for file in ["usr/bin/backhaul", "usr/lib/systemd/system/backhaul.service", "etc/init.d/backhaul"] {
         assert!(contents.lines().any(|line| line.ends_with(&format!(" ./{file}"))), "{file}\n{contents}");
@@ -185,7 +188,11 @@ fn the_ipk_is_laid_out_as_opkg_reads_it() {
     let expected = ["/etc/backhaul/backhaul.toml", "/etc/backhaul/conf.d/10-board.toml"];
     assert_eq!(conffiles.lines().collect::<Vec<_>>(), expected);
     for script in ["postinst", "prerm"] {
-        assert_eq!(folder.join("control").join(script).metadata().unwrap().permissions().mode() & 0o111, 0o111, "{script}");
+        assert_eq!(
+            folder.join("control").join(script).metadata().unwrap().permissions().mode() & 0o111,
+            0o111,
+            "{script}"
+        );
     }
     let data = listing(&folder.join("data.tar.gz"));
     assert!(data.iter().all(|(_, owner, _)| owner == "0/0"), "{data:?}");
@@ -244,7 +251,8 @@ fn the_tarball_installs_for_each_init_system_and_goes_without_a_trace_but_outbox
 
         install(&root, &["--uninstall", &flag]);
         let left: Vec<_> = files(&root).into_iter().collect();
-        let conf = ["backhaul.toml", "backhaul.toml.dist", "conf.d/10-board.toml"].map(|file| format!("etc/backhaul/{file}"));
+        let conf =
+            ["backhaul.toml", "backhaul.toml.dist", "conf.d/10-board.toml"].map(|file| format!("etc/backhaul/{file}"));
         assert!(left.iter().eq(conf.iter().chain([&"var/lib/backhaul/record".to_owned()])), "{init}: {left:?}");
         install(&root, &["--uninstall", "--purge", &flag]);
         assert_eq!(files(&root), BTreeSet::new(), "{init}");
@@ -294,17 +302,20 @@ fn the_papers_name_each_crate_of_the_program_with_its_licence_and_its_checksum()
         .collect();
 
     // Beside what the script asked, what every build of the agent has, and no build that is only for tests or the receiver.
-    let linked = run(Command::new(env!("CARGO")).current_dir(project()).args(["tree", "--locked", "--features", "plan"]).args([
-        "--no-default-features",
-        "--target",
-        "x86_64-unknown-linux-gnu",
-        "--edges",
-        "normal,no-proc-macro",
-        "--prefix",
-        "none",
-        "--format",
-        "{p}",
-    ]));
+    let linked = run(Command::new(env!("CARGO"))
+        .current_dir(project())
+        .args(["tree", "--locked", "--features", "plan"])
+        .args([
+            "--no-default-features",
+            "--target",
+            "x86_64-unknown-linux-gnu",
+            "--edges",
+            "normal,no-proc-macro",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+        ]));
     let linked: BTreeSet<_> = linked
         .lines()
         .filter_map(|line| line.split_once(" v"))
@@ -333,7 +344,10 @@ fn the_papers_name_each_crate_of_the_program_with_its_licence_and_its_checksum()
         assert!(linked.iter().any(|title| title.starts_with(&format!("{wanted} "))), "{wanted}");
     }
     for absent in ["rusqlite", "libsqlite3-sys", "fuser", "arbitrary", "cc"] {
-        assert!(!components.keys().any(|title| title.starts_with(&format!("{absent} "))), "{absent} is not in the agent");
+        assert!(
+            !components.keys().any(|title| title.starts_with(&format!("{absent} "))),
+            "{absent} is not in the agent"
+        );
     }
     // The texts, not only the names.
     assert!(licences.contains("Permission is hereby granted") && licences.contains("Apache License"));

@@ -6,6 +6,7 @@
 #[path = "../support/dead_letters.rs"]
 #[expect(dead_code, reason = "headers are another test's")]
 mod dead_letters;
+mod draw;
 mod oracle;
 mod scenarios;
 mod scripts;

@@ -14,13 +14,15 @@ use backhaul::link::{
 use backhaul::time::Instant;
 use fastrand::Rng;
 
+use super::draw::{below, pick};
+
 fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
 /// A random but valid configuration.
 fn random_config(rng: &mut Rng) -> Config {
-    let (endpoints, failover_failures) = (rng.usize(1..5), rng.u32(1..5));
+    let (endpoints, failover_failures) = (rng.u64(1..5), rng.u32(1..5));
     let mut ms = |least: u64, most: u64| least << rng.u32(0..=(most / least).ilog2());
     let reconnect = Reconnect {
         start_delay_ms_max: ms(1, 60_000),
@@ -51,7 +53,7 @@ fn random_config(rng: &mut Rng) -> Config {
         session_age_s_max: rng.u64(0..3) * 1000,
         attempts_max: 0,
         endpoints_tls: (0..endpoints).map(|_| rng.bool()).collect(),
-        remedies: (0..rng.usize(0..3)).map(|_| remedy(rng)).collect(),
+        remedies: (0..rng.u64(0..3)).map(|_| remedy(rng)).collect(),
     }
 }
 
@@ -343,7 +345,10 @@ impl Life {
         config.remedies.clone_from(&self.config.remedies);
         let count = config.endpoints_tls.len();
         let mut free: Vec<u8> = (0..old as u8).collect();
-        self.rng.shuffle(&mut free);
+        for at in 1..free.len() {
+            let other = below(&mut self.rng, at + 1);
+            free.swap(at, other);
+        }
         let keep = self.rng.u8(..);
         let was: Vec<Option<u8>> = (0..count).map(|_| free.pop().filter(|_| self.rng.u8(..) < keep)).collect();
         let of = |new: usize| was.get(new).copied().flatten().map(usize::from);
@@ -375,7 +380,7 @@ impl Life {
         let racing: Vec<u8> = (0..64).filter(|address| self.is_racing(*address)).collect();
         Some(match self.state() {
             "resolving" => Input::Resolved { addresses: self.rng.u8(1..5) },
-            "dialing" => Input::Dialed { address: racing[self.rng.usize(..racing.len())] },
+            "dialing" => Input::Dialed { address: pick(&mut self.rng, &racing) },
             "securing" => Input::Secured,
             "upgrading" => Input::Upgraded,
             "greeting" => Input::Greeted,
@@ -383,7 +388,7 @@ impl Life {
                 let endpoint = self.rng.u8(0..4);
                 let probed = Input::Probed { endpoint, ok: true };
                 let good = [None, Some(Input::Proved), Some(Input::PingFlushed), Some(Input::Pong), Some(probed)];
-                return self.rng.choice(good).flatten();
+                return pick(&mut self.rng, &good);
             }
             _waiting => return None,
         })
@@ -392,7 +397,7 @@ impl Life {
     /// Any input, fitting or not.
     fn blind(&mut self) -> Input {
         let rng = &mut self.rng;
-        let class = Class::ALL[rng.usize(0..Class::COUNT - 1)]; // but Stopped
+        let class = pick(rng, &Class::ALL[..Class::COUNT - 1]); // but Stopped
         let failure = Failure {
             server_wait_ms: (rng.u8(..) < 50).then(|| rng.u64(..) >> rng.u32(0..64)),
             server_spread_ms: rng.bool().then(|| rng.u64(0..100_000)),

@@ -20,6 +20,7 @@ use backhaul::upstream::cap::Cap;
 use backhaul::upstream::{Input, Output, Setup, Upstream};
 
 use super::dead_letters;
+use super::draw::{below, pick};
 use super::oracle::Oracle;
 use super::server::{Answer, Server};
 
@@ -371,7 +372,7 @@ impl World {
         let mut texts = Vec::new();
         for _ in 0..self.rng.u64(1..6).min(self.puts_max - self.puts) {
             self.puts += 1;
-            let bytes = *self.rng.choice([20, 100, 1000, 3000].iter()).expect("four");
+            let bytes = pick(&mut self.rng, &[20, 100, 1000, 3000]);
             let text = format!("{:x>bytes$}", self.puts);
             let expires = self.rng.u8(..4) == 0;
             let draft = Draft {
@@ -724,7 +725,7 @@ impl World {
             Some(5) => self.power_cut(),
             Some(6) => self.server_crash(self.server.durable),
             Some(7) => {
-                let len = self.rng.usize(..=self.server.durable);
+                let len = below(&mut self.rng, self.server.durable + 1);
                 self.server_crash(len);
             }
             Some(8) => self.image(),
@@ -787,7 +788,7 @@ impl World {
         if let Some(mut disk) = self.stop_agent() {
             let mut rng = self.rng.fork();
             disk.power_cut(&mut rng, |rng| {
-                *rng.choice([Fate::Old, Fate::New, Fate::Zeros, Fate::Garbage, Fate::BitOff].iter()).expect("five")
+                pick(rng, &[Fate::Old, Fate::New, Fate::Zeros, Fate::Garbage, Fate::BitOff])
             });
             self.saved = None;
             self.disk = Some(disk);

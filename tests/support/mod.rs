@@ -100,8 +100,12 @@ pub fn free_port() -> u16 {
     panic!("no free port from {FIRST} on");
 }
 
-/// One of this package's programs: as cargo names it to a test, else beside the folder of this example.
+/// One of this package's programs: as cargo names it to a test, else beside the folder of this example. `BACKHAUL_AGENT`
+/// names another agent, one of another architecture, say (`tests/arm/run`).
 pub fn program(name: &str) -> PathBuf {
+    if let Some(other) = std::env::var_os("BACKHAUL_AGENT").filter(|_| name == "backhaul") {
+        return other.into();
+    }
     let named = match name {
         "backhaul" => option_env!("CARGO_BIN_EXE_backhaul"),
         "backhaul-receiver" => option_env!("CARGO_BIN_EXE_backhaul-receiver"),

@@ -147,9 +147,16 @@ fn mark(svg: &mut String, axis: &Axis, second: f64, label: &str, below: f64) {
     put(svg, format_args!("<text x='{x:.1}' y='{}' text-anchor='{anchor}' {HALO}>{label}</text>\n", TOPS[1] + below));
 }
 
-/// 1, 2 or 5 times a power of ten.
+/// 1, 2, 2.5 or 5 times a power of ten.
 fn round_up(value: f64) -> f64 {
-    let power = 10f64.powf(value.max(1e-9).log10().floor());
+    // Not by a logarithm: for nothing else would each agent load libm.
+    let mut power = 1.0;
+    while power * 10.0 <= value.min(1e30) {
+        power *= 10.0;
+    }
+    while power > value.max(1e-9) {
+        power /= 10.0;
+    }
     [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|digit| digit * power).find(|rounded| *rounded >= value).unwrap_or(value)
 }
 

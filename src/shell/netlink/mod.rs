@@ -186,7 +186,8 @@ fn has_route(mut datagram: &[u8]) -> bool {
         if RULES.contains(&kind) {
             return true;
         }
-        match datagram.get(length.max(16).next_multiple_of(4)..) {
+        // Any length fits into 32 bits, rounded up it may not; what is longer than the datagram ends it.
+        match datagram.get(length.clamp(16, datagram.len()).next_multiple_of(4)..) {
             Some(rest) => datagram = rest,
             None => break,
         }
