@@ -511,6 +511,34 @@ fn on_another_board_new_records_begin_an_epoch_and_what_waits_keeps_its_names() 
 }
 
 #[test]
+fn on_one_board_after_another_what_waits_keeps_its_names_though_nothing_new_was_put() {
+    let config = config(8, Overflow::Reject);
+    let (mut outbox, _) = Outbox::open(SimDisk::default(), &config, 1);
+    for n in 0..5 {
+        outbox.push(LANE, draft(format!("{n}")), Instant::default()).expect("room");
+        outbox.commit(LANE).expect("a disk that works");
+    }
+    let before = outbox.offers()[0].clone();
+    fetch(&mut outbox, 1);
+    outbox.acked(&before.lane, before.epoch, 2, Instant::default());
+    outbox.flush();
+    let mut disk = outbox.into_disk();
+    let mut epochs = vec![before.epoch];
+    // The machine's id alone, as a root has it that draws one at each boot; then boards.
+    for (seed, machine) in ["m", "n", "n/a", "n/b"].into_iter().enumerate() {
+        let other = Config { machine: machine.into(), ..config.clone() };
+        let (outbox, report) = Outbox::open(disk, &other, 2 + seed as u64);
+        assert!(report.copied_image && report.moved);
+        let offers = outbox.offers();
+        let named: Vec<_> = offers.iter().map(|offer| (offer.epoch, offer.first, offer.next)).collect();
+        assert_eq!((named.len(), named[0], (named[1].1, named[1].2)), (2, (before.epoch, 3, 6), (1, 1)), "{machine}");
+        assert!(!epochs.contains(&named[1].0), "{machine}: no other board has it");
+        epochs.push(named[1].0);
+        disk = outbox.into_disk();
+    }
+}
+
+#[test]
 fn on_another_board_a_lane_without_room_for_two_numbers_all_anew_and_loses_nothing() {
     let config = config(2, Overflow::Reject);
     let (mut outbox, _) = Outbox::open(SimDisk::default(), &config, 1);

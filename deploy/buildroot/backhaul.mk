@@ -9,6 +9,8 @@ BACKHAUL_VERSION = 0.1.0
 # The source tree that this file lies in.
 BACKHAUL_SITE = $(BR2_EXTERNAL_BACKHAUL_PATH)/../..
 BACKHAUL_SITE_METHOD = local
+# Buildroot fetches crates when it downloads, which it does not with a local tree: run `cargo vendor` there before
+# (docs/install.md#buildroot).
 BACKHAUL_LICENSE = MIT or Apache-2.0
 BACKHAUL_LICENSE_FILES = LICENSE-MIT LICENSE-APACHE
 BACKHAUL_DEPENDENCIES = host-pkgconf openssl

@@ -296,8 +296,9 @@ fn tell(report: &Report, dir: &Path, event: &dyn Fn(&'static str, &str)) {
         log::warn!(target: "outbox", "{note}");
     }
     if report.copied_image {
-        log::warn!(target: "outbox", "written by another device: every lane starts a new epoch dir={}", dir.display());
-        event("copied_image", "the outbox was another device's");
+        let whose = if report.moved { "this device's on another machine or board" } else { "another device's" };
+        log::warn!(target: "outbox", "it was {whose}: every lane starts a new epoch dir={}", dir.display());
+        event("copied_image", &format!("the outbox was {whose}"));
     }
     for lane in &report.lost_lanes {
         log::warn!(target: "outbox", "no intact header is left, a new epoch begins lane={lane}");

@@ -3,13 +3,14 @@
 //! instant at which a board is provisioned; before it nothing is, whatever a power cut left, and what it left goes at
 //! the next try.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::geteuid;
 
 use super::args::{From, ProvisionArgs, Source};
@@ -40,7 +41,11 @@ const FIRST_LINE: &str = "# Written by `backhaul provision`; `backhaul provision
 
 /// True for a file of `conf.d` that this command writes.
 pub fn is_ours(name: &str) -> bool {
-    [OVERLAY, CANDIDATE].contains(&name) || name.starts_with(PREFIX)
+    let is_generation = |text: &str| text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let secret = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-'));
+    let is_secret = secret
+        .is_some_and(|(generation, kind)| is_generation(generation) && KINDS.iter().any(|known| known.name == kind));
+    [OVERLAY, CANDIDATE].contains(&name) || is_secret
 }
 
 /// Runs the command.
@@ -85,10 +90,12 @@ enum Fault {
 
 impl Fault {
     fn io(path: &Path, error: &io::Error) -> Self {
-        let code = match error.kind() {
-            io::ErrorKind::NotFound => exit::NO_INPUT,
-            io::ErrorKind::PermissionDenied => exit::PERMISSION,
-            _ => exit::IO,
+        let code = if error.kind() == io::ErrorKind::NotFound {
+            exit::NO_INPUT
+        } else if error.kind() == io::ErrorKind::PermissionDenied {
+            exit::PERMISSION
+        } else {
+            exit::IO
         };
         Self::Other(code, format!("{}: {error}", path.display()))
     }
@@ -101,6 +108,8 @@ struct Inputs {
     device: Option<String>,
     url: Option<String>,
     files: Vec<(Kind, Vec<u8>)>,
+    /// Those of them that came from the folder, by name.
+    found: Vec<&'static str>,
 }
 
 fn provision(args: &ProvisionArgs, hands: &Hands) -> Result<Done, Fault> {
@@ -115,12 +124,16 @@ fn provision(args: &ProvisionArgs, hands: &Hands) -> Result<Done, Fault> {
     let inputs = gather(args, from.as_deref())?;
     let config = std::path::absolute(&args.config).map_err(|error| Fault::io(&args.config, &error))?;
     let target = Target { folder: config.with_file_name("conf.d"), config, owner: owner(args.user.as_deref())? };
-    let done = if !args.force && target.overlay().exists() {
+    let _one_at_a_time = lock(&target.config)?;
+    let done = if !args.force && exists(&target.overlay())? {
         if !target.says(&inputs) {
             let overlay = target.overlay();
             let message = format!("{}: provisioned already, otherwise; --force replaces it", overlay.display());
             return Err(Fault::Other(exit::CANNOT_CREATE, message));
         }
+        // Whoever wrote it may have been cut before it stood on flash.
+        let synced = hands.make_dir(&target.folder).and_then(|()| hands.sync_dir(&target.folder));
+        synced.map_err(|error| Fault::io(&target.folder, &error))?;
         Done::Already
     } else {
         target.write(&inputs, hands)?;
@@ -128,9 +141,24 @@ fn provision(args: &ProvisionArgs, hands: &Hands) -> Result<Done, Fault> {
     };
     target.tidy(hands);
     if let Some(folder) = from {
-        take_away(&folder, hands);
+        take_away(&folder, &inputs, &target, hands);
     }
     Ok(done)
+}
+
+/// Keeps a second run out, until the file is closed.
+fn lock(config: &Path) -> Result<File, Fault> {
+    let folder = config.parent().unwrap_or(config);
+    let locked = File::open(folder).and_then(|file| {
+        flock(&file, FlockOperation::LockExclusive)?;
+        Ok(file)
+    });
+    locked.map_err(|error| Fault::io(folder, &error))
+}
+
+/// What cannot be looked at is not taken for missing.
+fn exists(path: &Path) -> Result<bool, Fault> {
+    path.try_exists().map_err(|error| Fault::io(path, &error))
 }
 
 fn has_any(folder: &Path) -> bool {
@@ -147,7 +175,7 @@ fn gather(args: &ProvisionArgs, from: Option<&Path>) -> Result<Inputs, Fault> {
             return Err(Fault::Other(exit::NO_INPUT, message));
         }
         let path = folder.join(FRAGMENT);
-        if path.exists() {
+        if exists(&path)? {
             let table = load::one(&path).map_err(|error| Fault::Config(vec![error]))?;
             let bytes = file::read(&path, FILE_BYTES_MAX).map_err(|error| Fault::io(&path, &error))?;
             inputs.fragment = Some((table, crc32c::crc32c(&bytes)));
@@ -171,8 +199,15 @@ fn gather(args: &ProvisionArgs, from: Option<&Path>) -> Result<Inputs, Fault> {
                 None => None,
             },
         };
-        let found = from.map(|folder| folder.join(kind.name)).filter(|path| path.exists());
-        if let Some(path) = typed.or(found) {
+        let path = match (typed, from.map(|folder| folder.join(kind.name))) {
+            (Some(path), _) => Some(path),
+            (None, Some(path)) if exists(&path)? => {
+                inputs.found.push(kind.name);
+                Some(path)
+            }
+            (None, _) => None,
+        };
+        if let Some(path) = path {
             let bytes = file::read(&path, FILE_BYTES_MAX).map_err(|error| Fault::io(&path, &error))?;
             inputs.files.push((kind, bytes));
         }
@@ -228,9 +263,6 @@ impl Target {
     /// All of `inputs` is provisioned already. What a boot partition no longer has was taken before.
     fn says(&self, inputs: &Inputs) -> bool {
         let (Some((generation, from)), Ok(tree)) = (self.written(), load::one(&self.overlay())) else { return false };
-        let same_file = |(kind, bytes): &(Kind, Vec<u8>)| {
-            file::read(&self.file(&generation, *kind), FILE_BYTES_MAX).is_ok_and(|held| held == *bytes)
-        };
         let device = match tree.get("device") {
             Some(Node { value: Value::Table(device), .. }) => string(device, "id"),
             Some(_) | None => None,
@@ -240,7 +272,12 @@ impl Target {
         inputs.fragment.as_ref().is_none_or(|(_, crc)| from == Some(*crc))
             && inputs.device.as_deref().is_none_or(|id| device == Some(id))
             && inputs.url.as_deref().is_none_or(|wanted| url == Some(wanted))
-            && inputs.files.iter().all(same_file)
+            && inputs.files.iter().all(|(kind, bytes)| self.holds(&generation, *kind, bytes))
+    }
+
+    /// To the byte.
+    fn holds(&self, generation: &str, kind: Kind, bytes: &[u8]) -> bool {
+        file::read(&self.file(generation, kind), FILE_BYTES_MAX).is_ok_and(|held| held == bytes)
     }
 
     /// Secrets, then the file that names them, checked as a whole, then its rename.
@@ -305,14 +342,19 @@ impl Target {
     }
 }
 
-/// Removes the secrets from a boot partition, which anyone can read who has the card.
-fn take_away(folder: &Path, hands: &Hands) {
+/// Removes the secrets from a boot partition, which anyone can read who has the card: those that are held now.
+fn take_away(folder: &Path, inputs: &Inputs, target: &Target, hands: &Hands) {
+    let Some((generation, _)) = target.written() else { return };
     for kind in KINDS.iter().filter(|kind| kind.secret) {
         let path = folder.join(kind.name);
-        match hands.remove(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => eprintln!("warning: {}: a secret that stays there: {error}", path.display()),
+        let read = inputs.files.iter().find(|(read, _)| read.name == kind.name && inputs.found.contains(&kind.name));
+        let removed = match read {
+            Some((_, bytes)) if target.holds(&generation, *kind, bytes) => hands.remove(&path),
+            Some(_) | None if path.exists() => Err(io::Error::other("not what is provisioned")),
+            Some(_) | None => Ok(()),
+        };
+        if let Err(error) = removed {
+            eprintln!("warning: {}: a secret that stays there: {error}", path.display());
         }
     }
     let _of_use_only = hands.sync_dir(folder);
@@ -323,10 +365,13 @@ fn take_away(folder: &Path, hands: &Hands) {
 struct Hands {
     /// Calls until the power goes, in a test.
     left: Cell<Option<u32>>,
+    /// What was called on what, for a test.
+    called: RefCell<Vec<(&'static str, PathBuf)>>,
 }
 
 impl Hands {
-    fn call(&self) -> io::Result<()> {
+    fn call(&self, what: &'static str, path: &Path) -> io::Result<()> {
+        self.called.borrow_mut().push((what, path.to_owned()));
         match self.left.get() {
             None => Ok(()),
             Some(0) => Err(io::Error::other("the power is gone")),
@@ -337,17 +382,20 @@ impl Hands {
         }
     }
 
+    /// There, and durably so, also where an earlier run made it.
     fn make_dir(&self, folder: &Path) -> io::Result<()> {
-        if folder.is_dir() {
-            return Ok(());
+        if !folder.is_dir() {
+            self.call("make", folder)?;
+            fs::DirBuilder::new().mode(0o755).create(folder)?;
+            // Whatever the umask is: the agent has to read it.
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
         }
-        self.call()?;
-        fs::DirBuilder::new().mode(0o755).create(folder)?;
-        folder.parent().map_or(Ok(()), |parent| self.sync_dir(parent))
+        // On a read-only root it is a link.
+        fs::canonicalize(folder)?.parent().map_or(Ok(()), |parent| self.sync_dir(parent))
     }
 
     fn write(&self, path: &Path, bytes: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
-        self.call()?;
+        self.call("create", path)?;
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
@@ -356,25 +404,26 @@ impl Hands {
         if let Some((user, group)) = owner {
             fchown(&file, Some(user), Some(group))?;
         }
-        self.call()?;
+        self.call("write", path)?;
         file.write_all(bytes)?;
         // Whatever the umask is.
         file.set_permissions(fs::Permissions::from_mode(mode))?;
+        self.call("sync", path)?;
         file.sync_all()
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.call()?;
+        self.call("rename", from)?;
         fs::rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.call()?;
+        self.call("remove", path)?;
         fs::remove_file(path)
     }
 
     fn sync_dir(&self, folder: &Path) -> io::Result<()> {
-        self.call()?;
+        self.call("sync", folder)?;
         File::open(folder)?.sync_all()
     }
 }
@@ -449,7 +498,7 @@ mod tests {
             let mut seen = Vec::new();
             for calls in 0.. {
                 let dir = board(old);
-                let hands = Hands { left: Cell::new(Some(calls)) };
+                let hands = Hands { left: Cell::new(Some(calls)), ..Hands::default() };
                 let ended = provision(&ProvisionArgs { force: true, ..args(&dir) }, &hands);
                 let who = whose(&dir);
                 seen.push(who.clone());
@@ -499,6 +548,68 @@ mod tests {
         assert_eq!(provision(&args(&dir), &Hands::default()).unwrap(), Done::Already);
         assert!(!dir.join("boot/token").exists());
         assert_eq!(provision(&args(&dir), &Hands::default()).unwrap(), Done::Already, "without what was taken");
+    }
+
+    #[test]
+    fn no_secret_leaves_the_boot_partition_before_all_of_it_stands_on_flash() {
+        let dir = board(false);
+        let (boot, conf) = (dir.join("boot"), dir.join("conf.d"));
+        let calls = |say: &str| {
+            fill(&dir, say);
+            let hands = Hands::default();
+            provision(&args(&dir), &hands).unwrap();
+            hands.called.take()
+        };
+        let last = |calls: &[(&str, PathBuf)], what: &str, is: &dyn Fn(&Path) -> bool| {
+            calls.iter().rposition(|(called, path)| *called == what && is(path)).unwrap()
+        };
+        let first_taken = |calls: &[(&str, PathBuf)]| {
+            calls.iter().position(|(called, path)| *called == "remove" && path.starts_with(&boot)).unwrap()
+        };
+        let calls_of_the_first = calls("new");
+        let is_file = |path: &Path| path.starts_with(&conf) && path != conf;
+        for (index, (_, path)) in calls_of_the_first.iter().enumerate().filter(|(_, (called, _))| *called == "write") {
+            let synced = last(&calls_of_the_first, "sync", &|synced| synced == path);
+            assert!(index < synced && synced < last(&calls_of_the_first, "rename", &is_file), "{path:?}");
+        }
+        let renamed = last(&calls_of_the_first, "rename", &is_file);
+        let syncs = |from: usize, to: usize| {
+            calls_of_the_first[from..to].iter().filter(|(called, path)| *called == "sync" && *path == conf).count()
+        };
+        let written = last(&calls_of_the_first, "write", &is_file);
+        assert_eq!((syncs(written, renamed), syncs(renamed, first_taken(&calls_of_the_first))), (1, 1));
+        let already = calls("new");
+        assert_eq!(already.iter().filter(|(called, _)| *called == "write").count(), 0);
+        let synced = already.iter().position(|(called, path)| *called == "sync" && *path == conf).unwrap();
+        assert!(synced < first_taken(&already), "whoever wrote it may have been cut: {already:?}");
+    }
+
+    #[test]
+    fn a_secret_that_was_not_read_stays_where_it_is() {
+        let dir = board(false);
+        fs::write(dir.join("typed"), "another\n").unwrap();
+        let typed = ProvisionArgs { token: Some(Source::File(dir.join("typed"))), ..args(&dir) };
+        provision(&typed, &Hands::default()).unwrap();
+        assert!(dir.join("boot/token").exists() && !dir.join("boot/key.pem").exists());
+        // One that is there and cannot be read, as on a card that fails.
+        let dir = board(false);
+        fs::remove_file(dir.join("boot/token")).unwrap();
+        std::os::unix::fs::symlink("token", dir.join("boot/token")).unwrap();
+        let Err(Fault::Other(code, message)) = provision(&args(&dir), &Hands::default()) else {
+            panic!("provisioned without its token")
+        };
+        assert!(code == exit::IO && message.contains("boot/token"), "{message}");
+        assert!(!dir.join("conf.d").join(OVERLAY).exists() && dir.join("boot/key.pem").exists());
+    }
+
+    #[test]
+    fn what_a_person_named_alike_is_not_ours() {
+        for name in
+            ["90-provision-notes", "90-provision-0123abcd-ca.pem.bak", "90-provision-01-token", "90-provisioned.toml"]
+        {
+            assert!(!is_ours(name), "{name}");
+        }
+        assert!(is_ours("90-provision-0123abcd-ca.pem") && is_ours(OVERLAY) && is_ours(CANDIDATE));
     }
 
     #[test]

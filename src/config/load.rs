@@ -117,6 +117,12 @@ pub fn places(path: &Path) -> Result<Places, Vec<ConfigError>> {
     read::read_places(&tree).map_err(|problems| placed(&files, problems))
 }
 
+/// The same of these files, the configuration first.
+pub fn places_of(files: Vec<PathBuf>) -> Result<Places, Vec<ConfigError>> {
+    let (files, tree) = merge(files, None)?;
+    read::read_places(&tree).map_err(|problems| placed(&files, problems))
+}
+
 /// The local socket's path where no configuration can be read.
 pub fn socket_default() -> PathBuf {
     Local::default().socket
@@ -133,7 +139,7 @@ fn placed(files: &[PathBuf], problems: Vec<(Place, String)>) -> Vec<ConfigError>
 
 /// `instead`: what is read in the place of a file of `conf.d`, whether that is there or not; `None`: nothing.
 fn read_files(path: &Path, instead: Option<(&Path, Option<&Path>)>) -> Result<(Vec<PathBuf>, Table), Vec<ConfigError>> {
-    let mut found = overlays(path).map_err(|error| vec![error])?;
+    let mut found = overlays(&path.with_file_name("conf.d")).map_err(|error| vec![error])?;
     if let Some((overlay, candidate)) = instead {
         found.retain(|file| file != overlay);
         found.extend(candidate.map(|_| overlay.to_owned()));
@@ -141,6 +147,14 @@ fn read_files(path: &Path, instead: Option<(&Path, Option<&Path>)>) -> Result<(V
     }
     let mut files = vec![path.to_owned()];
     files.extend(found);
+    merge(files, instead)
+}
+
+/// What they say, the later ones over the earlier ones.
+fn merge(
+    files: Vec<PathBuf>,
+    instead: Option<(&Path, Option<&Path>)>,
+) -> Result<(Vec<PathBuf>, Table), Vec<ConfigError>> {
     let mut merged = Table::new();
     let mut errors = Vec::new();
     for (index, file) in files.iter().enumerate() {
@@ -158,11 +172,10 @@ fn read_files(path: &Path, instead: Option<(&Path, Option<&Path>)>) -> Result<(V
     if errors.is_empty() { Ok((files, merged)) } else { Err(errors) }
 }
 
-/// `conf.d/*.toml` beside the file, by name.
-fn overlays(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let folder = path.with_file_name("conf.d");
-    let tell = |error: io::Error| ConfigError { file: folder.clone(), line: None, message: error.to_string() };
-    let entries = match fs::read_dir(&folder) {
+/// `*.toml` in `conf.d`, by name.
+pub fn overlays(folder: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let tell = |error: io::Error| ConfigError { file: folder.to_owned(), line: None, message: error.to_string() };
+    let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(tell(error)),

@@ -38,7 +38,8 @@ impl Lane {
 
     /// The folder came from another board, which may go on numbering where this one would. What is put from now on gets
     /// a new epoch, what waits drains under its own: what of it is stored upstream already is known there by that
-    /// name. Without room for two, all that waits is numbered anew: then what was sent and not acked comes twice.
+    /// name. Without room for two, what the newest log holds is numbered anew: then what was sent of it and not acked
+    /// comes twice. An older log keeps its numbers always: nobody puts anything into it.
     /// False: it does not stand on flash yet.
     pub(super) fn leave_numbers_behind(&mut self, io: &mut Io) -> bool {
         // A lane that is only drained names nothing new.
@@ -47,7 +48,7 @@ impl Lane {
         if waits && self.bears_another(config.bytes_max) && self.begin_beside(io) {
             return true;
         }
-        (0..self.logs.len()).fold(true, |done, log| self.renumber(io, log) && done)
+        self.renumber(io, self.logs.len() - 1)
     }
 
     fn bears_another(&self, bytes_max: u64) -> bool {

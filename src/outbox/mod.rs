@@ -114,8 +114,10 @@ pub enum PushError {
 pub struct Report {
     /// One line each, for people.
     pub notes: Vec<String>,
-    /// The folder was another device's: every lane has a new epoch.
+    /// The folder was another device's, machine's or board's: every lane has a new epoch.
     pub copied_image: bool,
+    /// Not another device's: what waited keeps its names.
+    pub moved: bool,
     /// Of these not one header is intact: what they held has no numbers left to name in a gap. A new epoch begins.
     pub lost_lanes: Vec<LaneName>,
 }
@@ -156,12 +158,9 @@ pub struct Outbox<D: ?Sized = dyn Disk> {
 /// The file that says whose folder this is.
 pub const IDENTITY_FILE: &str = "lock";
 
-/// Device and machine are those of `identity`, only the board is not.
+/// The device is that of `identity`, only the machine or the board is not: upstream, what waits has its old names.
 fn is_moved(identity: &str, config: &Config) -> bool {
-    let id = |machine: &str| machine.trim_end().split('/').next().unwrap_or_default().to_owned();
-    let mut lines = identity.lines();
-    let theirs = (lines.next().unwrap_or_default(), id(lines.next().unwrap_or_default()));
-    theirs == (config.device.as_str(), id(&config.machine))
+    identity.lines().next() == Some(config.device.as_str())
 }
 
 impl<D: Disk> Outbox<D> {
@@ -274,9 +273,10 @@ impl Outbox {
             return;
         }
         if !blank {
-            report.copied_image = true;
             let moved = is_moved(&String::from_utf8_lossy(&bytes), config);
-            let writer = if moved { "the same device on another board" } else { "another device or machine" };
+            report.copied_image = true;
+            report.moved = moved;
+            let writer = if moved { "this device on another machine or board" } else { "another device" };
             report.notes.push(format!("this folder was written by {writer}: every lane begins a new epoch"));
             let mut renumbered = true;
             for lane in &mut self.lanes {

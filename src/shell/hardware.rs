@@ -13,8 +13,17 @@ use super::{entropy, saved};
 
 /// Of one mark; serial numbers and addresses are shorter.
 const MARK_BYTES_MAX: u64 = 256;
-/// Kept, so that the file stays below what is read of it.
-const MARKS_MAX: usize = 32;
+/// Kept of each kind, so that the file stays below what is read of it.
+const MARKS_MAX: usize = 16;
+/// What makers leave where a serial number should be, on every board alike.
+const PLACEHOLDERS: [&str; 6] = [
+    "0123456789",
+    "123456789",
+    "1234567890",
+    "0123456789abcdef",
+    "Tobefilledbyo.e.m.",
+    "03000200-0400-0500-0006-000700080009",
+];
 
 /// What the folder knows of boards.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,14 +31,61 @@ struct Known {
     /// Empty on the first board; drawn on each one after it.
     board: String,
     salt: u32,
-    /// Checksums, with the salt before them, of what is burnt into it: they name nothing.
-    marks: Vec<u32>,
-    /// The same of the machine's id.
-    machine: u32,
+    /// The machine's id when the folder came to this board: one that changes later makes no other board.
+    #[serde(default)]
+    id: String,
+    /// What is burnt into the board, as far as it was ever seen.
+    #[serde(default)]
+    burnt: Marks,
 }
 
-/// The name of this machine for the outbox in `dir`: its id, and where the folder was on another board before, a slash
-/// and what tells this board from that one.
+/// Checksums, with the salt before them, of what is burnt into a board: they name nothing. Kind by kind, the surest
+/// first: one that both sides have decides, so that what two boards may share (a modem of one make, a serial number that
+/// was never set) does not make them one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Marks {
+    /// Of eMMC, which stays where it is.
+    soldered: Vec<u32>,
+    /// Of SD cards.
+    cards: Vec<u32>,
+    serials: Vec<u32>,
+    /// Of network interfaces.
+    addresses: Vec<u32>,
+}
+
+impl Marks {
+    /// Whether it is one board; `None`: they have no kind in common.
+    fn is(&self, other: &Self) -> Option<bool> {
+        let pairs = [
+            (&self.soldered, &other.soldered),
+            (&self.cards, &other.cards),
+            (&self.serials, &other.serials),
+            (&self.addresses, &other.addresses),
+        ];
+        let (ours, theirs) = pairs.into_iter().find(|(ours, theirs)| !ours.is_empty() && !theirs.is_empty())?;
+        Some(ours.iter().any(|mark| theirs.contains(mark)))
+    }
+
+    /// Notes what is visible now; an interface may be late, or have its driver tomorrow.
+    fn add(&mut self, seen: &Self) {
+        let pairs = [
+            (&mut self.soldered, &seen.soldered),
+            (&mut self.cards, &seen.cards),
+            (&mut self.serials, &seen.serials),
+            (&mut self.addresses, &seen.addresses),
+        ];
+        for (known, seen) in pairs {
+            if seen.iter().any(|mark| !known.contains(mark)) {
+                let earlier = std::mem::replace(known, seen.clone());
+                known.extend(earlier.into_iter().filter(|mark| !seen.contains(mark)));
+                known.truncate(MARKS_MAX);
+            }
+        }
+    }
+}
+
+/// The name of this machine for the outbox in `dir`: its id when the folder came to this board, and where it was on
+/// another board before, a slash and what tells this board from that one.
 pub fn name(dir: &Path, machine: &str) -> String {
     name_under(Path::new("/"), dir, machine)
 }
@@ -37,35 +93,32 @@ pub fn name(dir: &Path, machine: &str) -> String {
 fn name_under(root: &Path, dir: &Path, machine: &str) -> String {
     let path = file(dir);
     let was = saved::read::<Known>(&path).map(|(known, _)| known);
-    let salt = was.as_ref().map_or_else(|| entropy::draw() as u32, |was| was.salt);
-    let digest = |mark: &[u8]| crc32c::crc32c_append(salt, mark);
-    let mut marks: Vec<u32> = marks(root).iter().map(|mark| digest(mark)).collect();
-    marks.sort_unstable();
-    marks.dedup();
-    marks.truncate(MARKS_MAX);
-    let was = was.unwrap_or_default();
-    let unknown = was.marks.is_empty() || marks.is_empty();
-    let same = unknown || marks.iter().any(|mark| was.marks.contains(mark));
-    let mut now = Known { board: was.board.clone(), salt, marks, machine: digest(machine.as_bytes()) };
-    if !same {
-        now.board = format!("{:08x}", entropy::draw() as u32);
-        log::warn!(target: "outbox", "made on another board: a copied image, or a card that was moved dir={}", dir.display());
-        if was.machine == now.machine && !machine.is_empty() {
-            log::warn!(target: "outbox", "this machine-id came with the image: any board made from it has the same");
+    let first = || Known { salt: entropy::draw() as u32, id: machine.to_owned(), ..Known::default() };
+    let mut now = was.clone().unwrap_or_else(first);
+    let seen = marks(root, now.salt);
+    match now.burnt.is(&seen) {
+        Some(true) => {}
+        // Nothing says that it is another board, so the machine's id does, as it would without any of this.
+        None => machine.clone_into(&mut now.id),
+        Some(false) => {
+            log::warn!(target: "outbox", "made on another board: a copied image, or a card that was moved dir={}", dir.display());
+            if now.id == machine && !machine.is_empty() {
+                log::warn!(target: "outbox", "this machine-id came with the image: any board made from it has the same");
+            }
+            now.board = format!("{:08x}", entropy::draw() as u32);
+            machine.clone_into(&mut now.id);
+            now.burnt = Marks::default();
         }
     }
-    if now.marks.is_empty() {
-        // What one cannot see now is still there.
-        now.marks.clone_from(&was.marks);
-    }
+    now.burnt.add(&seen);
     // Before the outbox acts on it: cut in between, the outbox finds a name that it does not know, and acts then.
-    if now != was
+    if was.as_ref() != Some(&now)
         && dir.is_dir()
         && let Err(error) = saved::write_durably(&path, &now)
     {
         log::warn!(target: "outbox", "cannot note which board this is file={} error={error}", path.display());
     }
-    if now.board.is_empty() { machine.to_owned() } else { format!("{machine}/{}", now.board) }
+    if now.board.is_empty() { now.id } else { format!("{}/{}", now.id, now.board) }
 }
 
 /// Where the folder `dir` of an outbox keeps it.
@@ -73,24 +126,48 @@ pub fn file(dir: &Path) -> PathBuf {
     dir.join("link").join("board")
 }
 
-/// What is burnt into the board, under `root`, and stays with it: unlike an address that is drawn at each boot, or of
-/// an interface that a container has.
-fn marks(root: &Path) -> Vec<Vec<u8>> {
+/// What is burnt into the board, under `root`, and stays with it: unlike an address that is drawn at each boot, one of
+/// an interface that a container has, or of a USB modem, which have the same address by the thousand.
+fn marks(root: &Path, salt: u32) -> Marks {
     let entries = |folder: &str| -> Vec<PathBuf> {
         let read = fs::read_dir(root.join(folder)).into_iter().flatten().flatten();
         read.map(|entry| entry.path()).collect()
     };
-    let is_burnt_in = |interface: &PathBuf| {
-        // NET_ADDR_PERM of linux/netdevice.h.
-        let permanent = fs::read_to_string(interface.join("addr_assign_type")).is_ok_and(|kind| kind.trim() == "0");
-        permanent && interface.join("device").exists()
+    let digests = |files: &mut dyn Iterator<Item = PathBuf>| -> Vec<u32> {
+        let mut digests: Vec<u32> =
+            files.filter_map(|path| mark(&path)).map(|mark| crc32c::crc32c_append(salt, &mark)).collect();
+        digests.sort_unstable();
+        digests.dedup();
+        digests.truncate(MARKS_MAX);
+        digests
     };
-    let addresses = entries("sys/class/net").into_iter().filter(is_burnt_in).map(|path| path.join("address"));
     // Of the card, too: an image that is written to a thousand cards finds a thousand of them.
-    let cards = entries("sys/class/block").into_iter().map(|path| path.join("device/cid"));
-    let fixed = ["sys/firmware/devicetree/base/serial-number", "sys/class/dmi/id/product_uuid"];
-    let paths = addresses.chain(cards).chain(fixed.into_iter().map(|path| root.join(path)));
-    paths.filter_map(|path| mark(&path)).collect()
+    let is_soldered =
+        |card: &PathBuf| fs::read_to_string(card.join("device/type")).is_ok_and(|kind| kind.trim() == "MMC");
+    let (soldered, cards): (Vec<_>, Vec<_>) = entries("sys/class/block").into_iter().partition(is_soldered);
+    let serials = ["sys/firmware/devicetree/base/serial-number", "sys/class/dmi/id/product_uuid"];
+    Marks {
+        soldered: digests(&mut soldered.into_iter().map(|card| card.join("device/cid"))),
+        cards: digests(&mut cards.into_iter().map(|card| card.join("device/cid"))),
+        serials: digests(&mut serials.into_iter().map(|path| root.join(path))),
+        addresses: digests(
+            &mut entries("sys/class/net")
+                .into_iter()
+                .filter(|interface| is_burnt_in(interface))
+                .map(|interface| interface.join("address")),
+        ),
+    }
+}
+
+fn is_burnt_in(interface: &Path) -> bool {
+    // NET_ADDR_PERM of linux/netdevice.h.
+    let permanent = fs::read_to_string(interface.join("addr_assign_type")).is_ok_and(|kind| kind.trim() == "0");
+    // Locally administered: some boot loader drew it, or every board has the one that it was built with.
+    let octet = fs::read_to_string(interface.join("address"))
+        .ok()
+        .and_then(|address| address.get(..2).and_then(|octet| u8::from_str_radix(octet, 16).ok()));
+    let bus = fs::read_link(interface.join("device/subsystem")).unwrap_or_default();
+    permanent && octet.is_some_and(|octet| octet & 2 == 0) && interface.join("device").exists() && !bus.ends_with("usb")
 }
 
 /// `None` for what is not there or was never set.
@@ -101,7 +178,8 @@ fn mark(path: &Path) -> Option<Vec<u8>> {
     let digit = |byte: &&u8| !matches!(byte, b':' | b'-');
     let first = *mark.iter().find(digit)?;
     let is_set = mark.iter().filter(digit).any(|byte| *byte != first);
-    is_set.then_some(mark)
+    let is_own = !PLACEHOLDERS.iter().any(|placeholder| mark.eq_ignore_ascii_case(placeholder.as_bytes()));
+    (is_set && is_own).then_some(mark)
 }
 
 #[cfg(test)]
@@ -138,25 +216,87 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_is_replaced_makes_no_other_board() {
+    fn the_surest_kind_that_both_sides_have_decides() {
         let dir = TempDir::new("hardware-part");
         assert_eq!(name_under(&board("1000a\n", "035344\n"), &dir, "m"), "m");
-        assert_eq!(name_under(&board("1000a\n", "035345\n"), &dir, "m"), "m", "another card");
-        assert_eq!(name_under(&board("1000b\n", "035345\n"), &dir, "m"), "m", "another board, the same card");
+        assert_eq!(name_under(&board("1000b\n", "035344\n"), &dir, "m"), "m", "a card that was moved numbers on");
         assert_eq!(name_under(&TempDir::new("hidden"), &dir, "m"), "m", "one of which nothing can be seen");
-        assert_ne!(name_under(&board("1000c\n", "035346\n"), &dir, "m"), "m");
+        assert_eq!(name_under(&board("1000b\n", "\n"), &dir, "m"), "m", "a card that cannot be read");
+        let copied = name_under(&board("1000b\n", "035345\n"), &dir, "m");
+        assert!(copied.starts_with("m/"), "the first card may go on in any board: {copied}");
+        let soldered = board("1000b\n", "035345\n");
+        burn(&soldered, "sys/class/block/mmcblk1/device/cid", "150100\n");
+        burn(&soldered, "sys/class/block/mmcblk1/device/type", "MMC\n");
+        assert_eq!(name_under(&soldered, &dir, "m"), copied);
+        let other = board("1000b\n", "035345\n");
+        burn(&other, "sys/class/block/mmcblk1/device/cid", "150101\n");
+        burn(&other, "sys/class/block/mmcblk1/device/type", "MMC\n");
+        assert_ne!(name_under(&other, &dir, "m"), copied, "the card that an image came on is in every board once");
+    }
+
+    fn interface(root: &Path, name: &str, address: &str) {
+        burn(root, &format!("sys/class/net/{name}/address"), address);
+        burn(root, &format!("sys/class/net/{name}/addr_assign_type"), "0\n");
+        burn(root, &format!("sys/class/net/{name}/device/uevent"), "");
+    }
+
+    #[test]
+    fn an_interface_that_is_late_makes_no_other_board() {
+        let dir = TempDir::new("hardware-late");
+        let (eth, wlan) = ("b8:27:eb:00:00:01\n", "b8:27:eb:00:00:02\n");
+        let seen = |interfaces: &[(&str, &str)]| {
+            let root = TempDir::new("board");
+            interfaces.iter().for_each(|(name, address)| interface(&root, name, address));
+            name_under(&root, &dir, "m")
+        };
+        assert_eq!(seen(&[("eth0", eth), ("wlan0", wlan)]), "m");
+        let noted = fs::read(file(&dir)).unwrap();
+        for _ in 0..2 {
+            assert_eq!(seen(&[("wlan0", wlan)]), "m");
+            assert_eq!(seen(&[("eth0", eth)]), "m");
+            assert_eq!(seen(&[]), "m");
+        }
+        assert_eq!(fs::read(file(&dir)).unwrap(), noted, "nor does it cost flash anything");
+        assert!(seen(&[("eth0", "b8:27:eb:00:00:03\n")]).starts_with("m/"));
+    }
+
+    #[test]
+    fn what_boards_have_in_common_does_not_make_them_one() {
+        let dir = TempDir::new("hardware-modem");
+        let with_modem = |address: &str| {
+            let root = TempDir::new("board");
+            interface(&root, "eth0", address);
+            interface(&root, "wwan0", "0c:5b:8f:27:9a:64\n");
+            std::os::unix::fs::symlink("../../bus/usb", root.join("sys/class/net/wwan0/device/subsystem")).unwrap();
+            burn(&root, "sys/class/dmi/id/product_uuid", "03000200-0400-0500-0006-000700080009\n");
+            root
+        };
+        assert_eq!(name_under(&with_modem("b8:27:eb:00:00:01\n"), &dir, "m"), "m");
+        assert_ne!(name_under(&with_modem("b8:27:eb:00:00:02\n"), &dir, "m"), "m");
+    }
+
+    #[test]
+    fn a_machine_id_that_is_drawn_at_each_boot_makes_no_other_board() {
+        let (dir, here) = (TempDir::new("hardware-id"), board("1000a\n", "035344\n"));
+        assert_eq!(name_under(&here, &dir, "m"), "m");
+        assert_eq!(name_under(&here, &dir, "n"), "m");
+        assert!(name_under(&board("1000a\n", "035345\n"), &dir, "n").starts_with("n/"));
+        let unseen = TempDir::new("hardware-unseen");
+        assert_eq!(name_under(&TempDir::new("hidden"), &unseen, "m"), "m");
+        assert_eq!(name_under(&TempDir::new("hidden"), &unseen, "n"), "n", "it is all that there is");
     }
 
     #[test]
     fn what_was_never_burnt_in_is_no_mark() {
         let root = board("0000000000000000\0", "\n");
-        burn(&root, "sys/class/net/eth0/address", "b8:27:eb:00:00:01\n");
-        burn(&root, "sys/class/net/eth0/addr_assign_type", "0\n");
-        burn(&root, "sys/class/net/veth0/address", "0a:00:00:00:00:01\n");
-        burn(&root, "sys/class/net/veth0/addr_assign_type", "3\n");
+        interface(&root, "eth0", "b8:27:eb:00:00:01\n");
+        fs::remove_dir_all(root.join("sys/class/net/eth0/device")).unwrap();
+        interface(&root, "eth1", "0a:00:00:00:00:01\n");
+        interface(&root, "eth2", "b8:27:eb:00:00:02\n");
+        burn(&root, "sys/class/net/eth2/addr_assign_type", "3\n");
         burn(&root, "sys/class/dmi/id/product_uuid", "ffffffff-ffff-ffff-ffff-ffffffffffff\n");
-        assert!(marks(&root).is_empty(), "not even an address without a device: {:?}", marks(&root));
+        assert_eq!(marks(&root, 1), Marks::default(), "without a device, or drawn by someone");
         burn(&root, "sys/class/net/eth0/device/uevent", "");
-        assert_eq!(marks(&root), [b"b8:27:eb:00:00:01"]);
+        assert_eq!(marks(&root, 1).addresses, [crc32c::crc32c_append(1, b"b8:27:eb:00:00:01")]);
     }
 }
