@@ -92,7 +92,7 @@ fn an_outbox_goes_there_and_back_with_every_record() {
     let bodies: BTreeSet<Vec<u8>> = stored.iter().map(|record| record.body.clone()).collect();
     assert_eq!((stored.len(), &bodies), (promised.len(), &promised), "each once, none lost");
     assert_eq!(receiver.gaps(), [], "and none given up");
-    println!("UPGRADE {} records there and back, stored once each", stored.len());
+    eprintln!("UPGRADE {} records there and back, stored once each", stored.len());
 }
 
 /// Every file below the folder, to the byte.
