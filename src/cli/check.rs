@@ -73,7 +73,7 @@ fn report(loaded: &Loaded) -> String {
 }
 
 fn section<'a>(text: &mut String, title: &str, parts: impl Iterator<Item = (&'a str, u64)> + Clone) {
-    let sum = parts.clone().map(|(_, bytes)| bytes).sum();
+    let sum = bounds::together(parts.clone().map(|(_, bytes)| bytes));
     let all = parts.chain([("together", sum)]);
     let lines = all.map(|(part, bytes)| format!("#   {part:32} {bytes:>14} bytes\n"));
     write!(text, "\n# {title}\n").expect("a String takes everything");

@@ -6,13 +6,18 @@ use crate::outbox;
 use crate::outbox::dead::{dead_letters_bytes_max, with_dead_letters};
 use crate::shell::{handler, local, uplink};
 
-/// Bytes by part; the sums are the bounds.
+/// Bytes by part; all of them `together` are the bounds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bounds {
     /// Most bytes of RAM that a part holds beside the program itself.
     pub memory: Vec<(&'static str, u64)>,
     /// Most bytes of files on flash.
     pub flash: Vec<(String, u64)>,
+}
+
+/// The bound of all parts. Lanes may be larger together than any number of bytes that 64 bits hold.
+pub fn together(parts: impl Iterator<Item = u64>) -> u64 {
+    parts.fold(0, u64::saturating_add)
 }
 
 /// Program, stacks and OpenSSL: measured, not derived.

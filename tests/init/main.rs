@@ -233,7 +233,7 @@ fn systemd() {
     let shown = room.run("systemctl show -p ActiveState -p WatchdogUSec -p NRestarts backhaul");
     assert!(shown.contains("ActiveState=active") && shown.contains("WatchdogUSec=1min"), "{shown}");
     let score = room.run("systemd-analyze security --offline=true --threshold=20 /etc/systemd/system/backhaul.service");
-    println!("INIT systemd: {}", score.lines().last().unwrap_or_default());
+    eprintln!("INIT systemd: {}", score.lines().last().unwrap_or_default());
     room.run("systemd-analyze verify /etc/systemd/system/backhaul.service");
 }
 

@@ -91,7 +91,9 @@ fn judge(text: &str, clock_set: bool) -> Failure {
 /// OpenSSL keeps its reasons in text alone: `error:0A000086:SSL routines:…:certificate verify failed:… (reason)`.
 fn judge_at(stage: &str, text: &str, clock_set: bool) -> Failure {
     let reason = text.split(':').nth(4).unwrap_or(text);
-    if text.contains("certificate verify failed") {
+    // OpenSSL 3.2 and newer, whose clock fails on 32 bits from 2038 on, reports that error in the place of its own; the
+    // verdict on the certificate follows in brackets all the same.
+    if text.contains("certificate verify failed") || text.starts_with("unexpected EOF (") {
         let reason = text.rsplit_once('(').map_or(text, |(_, reason)| reason.trim_end_matches(')'));
         let class = if reason.contains("not yet valid") && !clock_set { Class::ClockUnset } else { Class::Certificate };
         return Failure::new(class, format!("{stage}: certificate: {reason}"));
@@ -167,9 +169,14 @@ mod tests {
 
     #[test]
     fn not_yet_valid_waits_for_time_only_while_the_clock_is_unset() {
-        let text = format!("{VERIFY} (certificate is not yet valid)");
-        assert_eq!(judge(&text, false).class, Class::ClockUnset);
-        assert_eq!(judge(&text, true).class, Class::Certificate);
+        let clock_failed = "unexpected EOF";
+        for what in [VERIFY, clock_failed] {
+            let text = format!("{what} (certificate is not yet valid)");
+            assert_eq!(judge(&text, false).class, Class::ClockUnset);
+            let failure = judge(&text, true);
+            assert_eq!(failure.class, Class::Certificate);
+            assert_eq!(failure.detail, "securing: certificate: certificate is not yet valid");
+        }
     }
 
     #[test]
