@@ -210,9 +210,9 @@ STATUS = {
               "loss_s_ago": (NUMBER, None)},
     "link": {"state": str, "since_s": NUMBER, "endpoint": (str, None), "session": (str, None), "sessions": int,
              "attempts": int, "failures": dict, "success_ratio": (NUMBER, None), "last_failure": (dict, None),
-             "next_attempt_ms": (int, None), "backoff_ms": (int, None), "rtt_ms": (NUMBER, None),
-             "suspect": bool, "quality": {"rtt_ms": (NUMBER, None), "rttvar_ms": (NUMBER, None),
-                                          "ping_loss": (NUMBER, None), "bytes_per_s": (int, None)},
+             "next_attempt_ms": (int, None), "next_attempt_why": (str, None), "path": (dict, None),
+             "backoff_ms": (int, None), "rtt_ms": (NUMBER, None), "suspect": bool,
+             "quality": {"rtt_ms": (NUMBER, None), "rttvar_ms": (NUMBER, None), "ping_loss": (NUMBER, None), "bytes_per_s": (int, None)},
              "clock": str, "certificate": (dict, None), "endpoints": list},
     "lanes": list,
     "flash": {"bytes_written": int, "bytes_payload": int, "syncs": int, "sync_ms_p50": (NUMBER, None),
@@ -222,11 +222,13 @@ STATUS = {
              "by_purpose": {"records": WAY, "acks": WAY, "commands": WAY, "heartbeat": WAY, "handshake": WAY}},
     "delay": {"put_to_committed_ms": PERCENTILES, "put_to_delivered_ms": PERCENTILES},
     "commands": {"received": int, "delivered": int, "done": int, "waiting": int, "unclaimed": int, "timed_out": int},
-    "memory": {"rss_bytes": int, "queues_bytes": int, "queues_bytes_max": int},
+    "memory": {"rss_bytes": int, "rss_bytes_max": int, "queues_bytes": int, "queues_bytes_max": int},
+    "histograms": dict.fromkeys(("sync", "rtt", "put_to_delivered"), {"counts": list, "sum_s": NUMBER}),
 }
 LANE = {"name": str, "epoch": int, "depth": int, "bytes": int, "bytes_max": int, "oldest_s": (NUMBER, None),
         **dict.fromkeys(("first", "next", "committed", "acked", "sent", "resent", "overflowed", "expired", "corrupt",
-                         "rejected", "torn"), int)}
+                         "rejected", "torn", "put_total", "acked_total"), int),
+        **dict.fromkeys(("put_per_s", "acked_per_s"), NUMBER)}
 
 
 def is_like(value, shape, where):
@@ -253,7 +255,8 @@ def is_status(status):
     for name, count in status["link"]["failures"].items():
         expect(type(count) is int and count > 0, name, count)
     if status["link"]["last_failure"] is not None:
-        is_like(status["link"]["last_failure"], {"class": str, "detail": str, "s_ago": NUMBER}, "last_failure")
+        is_like(status["link"]["last_failure"], {"class": str, "why": str, "detail": str, "s_ago": NUMBER},
+                "last_failure")
     expect(status["link"]["clock"] in ("set", "unset"), status["link"])
     expect(status["flash"]["state"] in ("ok", "degraded"), status["flash"])
     expect(status["agent"]["config"] in ("current", "fallback"), status["agent"])
