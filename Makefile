@@ -31,7 +31,7 @@ demo:
 # Every test, part by part, and the minutes of each at the end.
 test:
 	@$(NEED) pkg-config libssl-dev openssl python3 e2fsprogs nginx-light tinyproxy nftables iproute2 nodejs node-ws \
-		python3-websockets haproxy binutils
+		python3-websockets haproxy binutils socat
 	@CARGO="$(CARGO)" sh tests/parts
 
 # The armv7 build under qemu-user; a part of `make test`. KILLS=n kills of the armv7 agent.
